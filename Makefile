@@ -1,0 +1,54 @@
+# `make run` and `make test` do all their own set-up; a second call installs nothing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+
+.PHONY: help run viz test lint test-slow bench base-model lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+run: $(VENV)/.installed ## the embedded default: pictures in, adapter and before/after report out
+	$(BIN)/kedro run
+
+viz: $(VENV)/.installed ## look at pipelines and artifacts in the browser
+	$(BIN)/kedro viz
+
+test: lint ## lint, types, layers and tests
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --config pyproject.toml
+
+test-slow: $(VENV)/.installed-dev ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+base-model: $(VENV)/.installed ## rebuild the tiny base from nothing
+	$(BIN)/kedro run --pipeline base_model
+
+lock: ## pin the newest versions that pyproject.toml allows (needs uv)
+	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --quiet \
+		--upgrade --extra viz pyproject.toml -o requirements.txt
+	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --quiet \
+		--extra viz --extra dev -c requirements.txt pyproject.toml | grep -vxFf requirements.txt > requirements-dev.txt
+
+clean: ## remove everything that runs made, but not the environment
+	git clean -fdxq data logs
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+		|| (echo "Python 3.11 to 3.13 is needed; name one: make PYTHON=python3.12 …" && exit 1)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing about 7 GB into $(VENV); this takes a minute or two."
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps -e .
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(PIP) -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,1 @@
+"""The `qwen-vl-lora` subcommands, one module each, imported when called."""

@@ -1,0 +1,43 @@
+"""The `image_features` catalog entry: the store of encoded pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kedro.io import AbstractDataset
+
+from qwen_vl_lora.features.store import FeatureStore, StagedShards
+
+
+class ImageFeaturesDataset(AbstractDataset[StagedShards, FeatureStore]):
+    """Content-addressed shards: saving adds new ones by rename, loading gives the whole store.
+
+    Unversioned on purpose: a feature is a pure function of its key and the picture's bytes.
+
+    ```yaml
+    image_features:
+      type: qwen_vl_lora.datasets.image_features.ImageFeaturesDataset
+      filepath: data/04_feature/tiny/image_features
+    ```
+
+    ```python
+    ImageFeaturesDataset(filepath="data/04_feature/tiny/image_features").load().features(key)
+    ```
+    """
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self.metadata = metadata
+        self._store = FeatureStore(Path(filepath))
+
+    def load(self) -> FeatureStore:
+        return self._store
+
+    def save(self, data: StagedShards) -> None:
+        self._store.publish(data)
+
+    def _exists(self) -> bool:
+        return self._store.root.is_dir()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": self._store.root.as_posix()}

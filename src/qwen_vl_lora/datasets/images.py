@@ -1,0 +1,49 @@
+"""The `images` catalog entry: a versioned manifest over bytes that all versions share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qwen_vl_lora.datasets.artifacts import AtomicVersionedDataset
+from qwen_vl_lora.exceptions import DataFormatError
+from qwen_vl_lora.samples.image_store import FILES_FOLDER, ImageStore, publish_files, read_manifest, write_manifest
+
+
+class ImageStoreDataset(AtomicVersionedDataset):
+    """Pictures by content: loads a handle that reads bytes on demand, saves by renaming staged files.
+
+    Bytes lie once in `files/` beside the manifests and are only ever added; a version is a manifest
+    of a few kilobytes. The manifest appears last, so a version that is visible is whole.
+
+    ```yaml
+    images:
+      type: qwen_vl_lora.datasets.images.ImageStoreDataset
+      filepath: data/02_intermediate/tiny/images/manifest.csv
+      versioned: true
+    ```
+
+    ```python
+    images = ImageStoreDataset(filepath="data/02_intermediate/tiny/images/manifest.csv").load()
+    images.open(images.entries[0].sha256).show()
+    ```
+    """
+
+    def _read(self, path: Path) -> ImageStore:
+        return read_manifest(path, self._files)
+
+    def _write(self, data: Any, path: Path) -> None:
+        if not isinstance(data, ImageStore):
+            raise DataFormatError(f"images: an ImageStore was required, came {type(data).__name__}.")
+        if data.published.absolute() != self._files.absolute():
+            raise DataFormatError(
+                f"The catalog keeps `images` in {self._files}, but its paths were made for {data.published}, which "
+                "follows from `workspace`. Let both entries name the same recipe: "
+                "data/02_intermediate/<recipe>/images/manifest.csv and data/09_workspace/<recipe>."
+            )
+        publish_files(data, self._files)
+        write_manifest(data, path)
+
+    @property
+    def _files(self) -> Path:
+        return Path(self._filepath).parent / FILES_FOLDER

@@ -1,0 +1,1 @@
+"""Stored image features: what the frozen vision tower makes of each picture, computed once."""

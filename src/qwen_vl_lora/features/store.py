@@ -1,0 +1,133 @@
+"""Stored image features on disk: content-addressed safetensors shards, one folder per key.
+
+`image_features/<key>/key.json` says what the key stands for; `image_features/<key>/<sha256>.safetensors` holds some
+pictures' features, its name being the hash of the file.
+
+A shard's tensors are named by the sha256 of the picture's bytes, so the shards' headers are the
+index and cannot disagree with it. Shards are only ever added whole, by rename: two runs that encode
+at once at worst store a picture twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwen_vl_lora.exceptions import MissingArtifactError
+from qwen_vl_lora.features.key import FeatureKey
+from qwen_vl_lora.modeling.fingerprints import file_sha256
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+SHARD_SUFFIX = ".safetensors"
+KEY_FILE = "key.json"
+
+
+@dataclass(frozen=True)
+class StagedShards:
+    """Shards that lie in the workspace, ready to be published under their key.
+
+    Attributes:
+        key: what they were encoded for, or None when features are not stored (`vision: adapted`).
+        paths: shard files, named by their content.
+    """
+
+    key: FeatureKey | None
+    paths: tuple[Path, ...]
+
+
+class ImageFeatures:
+    """The features of one key, read on demand and memory-mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._shard_of = {
+            name: path for path in sorted(folder.glob(f"*{SHARD_SUFFIX}")) for name in _tensor_names(path)
+        }
+        self._open: dict[Path, object] = {}
+
+    def __contains__(self, sha256: object) -> bool:
+        return sha256 in self._shard_of
+
+    def __len__(self) -> int:
+        return len(self._shard_of)
+
+    def get(self, sha256: str) -> torch.Tensor:
+        """Features of one picture: (image tokens, hidden size of the language model), as stored.
+
+        Raises:
+            MissingArtifactError: if the picture was never encoded for this key.
+        """
+        from safetensors import safe_open
+
+        path = self._shard_of.get(sha256)
+        if path is None:
+            raise MissingArtifactError(
+                f"No stored features for picture {sha256} in {self.folder}. "
+                "Run the pipeline from encode_images on: kedro run --from-nodes encode_images."
+            )
+        if path not in self._open:
+            self._open[path] = safe_open(path, framework="pt")
+        tensor: torch.Tensor = self._open[path].get_tensor(sha256)  # type: ignore[attr-defined]
+        return tensor
+
+    def missing(self, sha256s: Iterable[str]) -> list[str]:
+        """Those pictures that have no features yet, in order."""
+        return [sha256 for sha256 in sha256s if sha256 not in self]
+
+
+class FeatureStore:
+    """The folder of all keys: what the `image_features` dataset is."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, key: FeatureKey) -> Path:
+        return self.root / key.digest
+
+    def features(self, key: FeatureKey) -> ImageFeatures:
+        """Everything stored for `key`; empty when nothing is."""
+        return ImageFeatures(self.folder(key))
+
+    def drop_damaged(self, key: FeatureKey) -> None:
+        """Remove shards whose bytes are no longer what their name says; they are encoded again."""
+        for path in sorted(self.folder(key).glob(f"*{SHARD_SUFFIX}")):
+            if file_sha256(path) != path.stem:
+                logger.warning("Stored features %s are damaged; their pictures are encoded again.", path)
+                path.unlink(missing_ok=True)
+
+    def publish(self, staged: StagedShards) -> None:
+        """Move staged shards into the store. A shard that is there already stays."""
+        if staged.key is None:
+            return
+        folder = self.folder(staged.key)
+        folder.mkdir(parents=True, exist_ok=True)
+        note = json.dumps(asdict(staged.key), indent=2)
+        partial = folder / f".{KEY_FILE}.{os.getpid()}"
+        partial.write_text(note, encoding="utf-8")
+        partial.replace(folder / KEY_FILE)
+        for path in staged.paths:
+            try:
+                path.replace(folder / path.name)
+            except FileNotFoundError:  # another run that staged in the same workspace published it first
+                if not (folder / path.name).is_file():
+                    raise
+
+
+def _tensor_names(path: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        logger.warning("Stored features %s cannot be read (%s); their pictures are encoded again.", path, error)
+        return []

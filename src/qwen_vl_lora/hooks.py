@@ -1,0 +1,89 @@
+"""What happens around a run: parameters are checked, inputs looked at, the run recorded, results shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kedro.framework.context import KedroContext
+from kedro.framework.hooks import hook_impl
+from kedro.framework.project import settings
+from kedro.io import CatalogProtocol
+from kedro.pipeline import Pipeline
+
+from qwen_vl_lora.lineage.replay import check_foreign_configuration
+from qwen_vl_lora.parameters import validate_parameters
+from qwen_vl_lora.preflight import check_run
+from qwen_vl_lora.recording import RunRecorder
+
+
+class ProjectHooks:
+    """Stops a run that cannot succeed before its first node, and shows what came out of one that did."""
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        validate_parameters(dict(context.config_loader["parameters"]))
+
+    @hook_impl
+    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        check_run(pipeline, catalog)
+
+    @hook_impl
+    def after_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        if "comparison_report" in pipeline.all_outputs():
+            from rich.console import Console
+
+            from qwen_vl_lora.scoring.summary import summarize_run
+
+            report = catalog["comparison_report"].existing_path()
+            Console().print(summarize_run(catalog["caption_metrics"].load(), catalog["predictions"].load(), report))
+
+
+class LineageHooks:
+    """Writes the record of every run whose first node starts, and makes pipelines read versions that belong together."""
+
+    def __init__(self) -> None:
+        self._context: KedroContext | None = None
+        self._recorder: RunRecorder | None = None
+
+    @hook_impl(tryfirst=True)
+    def after_context_created(self, context: KedroContext) -> None:
+        source, own = Path(context.config_loader.conf_source), context.project_path / settings.CONF_SOURCE
+        if source.resolve() != own.resolve():
+            check_foreign_configuration(source, own)
+        self._context = context
+
+    @hook_impl(trylast=True)  # a run that the checks refuse leaves nothing
+    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        if self._recorder is not None:  # Kedro tells hooks nothing of a Ctrl-C
+            self._recorder.break_off()
+            self._recorder = None
+        if self._context is not None:
+            self._recorder = RunRecorder(self._context, catalog, pipeline, run_params)
+
+    @hook_impl
+    def after_dataset_loaded(self, dataset_name: str, data: Any) -> None:
+        if self._recorder is not None:
+            self._recorder.note_read(dataset_name, data)
+
+    @hook_impl
+    def before_node_run(self) -> None:
+        if self._recorder is not None:
+            self._recorder.start()
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
+        if self._recorder is not None:
+            self._recorder.note_written(dataset_name, data)
+
+    @hook_impl
+    def on_pipeline_error(self, error: Exception) -> None:
+        if self._recorder is not None:
+            self._recorder.fail(error)
+            self._recorder = None
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        if self._recorder is not None:
+            self._recorder.finish()
+            self._recorder = None

@@ -1,0 +1,136 @@
+"""What a record says of one artifact, and whether it is still so."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qwen_vl_lora.lineage.run import Artifact
+from qwen_vl_lora.lineage.storage import file_sha256, files_sha256
+
+TIMING_COLUMNS = frozenset({"samples_per_second"})
+"""Columns of `training_log` that two equal runs do not share."""
+
+_TIMING_KEYS = frozenset({"seconds", "samples_per_second", "peak_memory_mb", "resumed_from"})
+_MANIFEST = "manifest.csv"
+
+
+def describe_artifact(name: str, path: Path, root: Path, version: str | None) -> Artifact:
+    """Version, place and hashes of one stored artifact.
+
+    `sha256` is over the bytes; of a folder over its files' names and hashes. `content_sha256` leaves out
+    timings and the run's own id, so that two runs can be compared; null where nothing would be left.
+    """
+    described: Artifact = {"version": version, "path": relative(path, root)}
+    if path.is_dir():
+        files = files_sha256(path)
+        described |= {"sha256": digest(files), "files": files}
+    else:
+        described["sha256"] = file_sha256(path)
+    content = content_sha256(name, path)
+    return described if content == described["sha256"] else {**described, "content_sha256": content}
+
+
+def content_sha256(name: str, path: Path) -> str | None:
+    """Hash of what two equal runs have in common in the artifact."""
+    if name == "comparison_report":  # shows the run's id and timings
+        return None
+    if name == "training_log":
+        return hashlib.sha256(log_without_timing(path).encode()).hexdigest()
+    if name == "training_summary":
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        return digest({key: value for key, value in summary.items() if key not in _TIMING_KEYS})
+    if name == "adapter":
+        return digest(_adapter_content(path))
+    return digest(files_sha256(path)) if path.is_dir() else file_sha256(path)
+
+
+def log_without_timing(path: Path) -> str:
+    """`training_log` as CSV text without the columns that a clock wrote."""
+    with path.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.reader(lines))
+    kept = [place for place, column in enumerate(rows[0]) if column not in TIMING_COLUMNS] if rows else []
+    text = io.StringIO()
+    csv.writer(text).writerows([row[place] for place in kept] for row in rows)
+    return text.getvalue()
+
+
+def _adapter_content(path: Path) -> dict[str, Any]:
+    config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+    config.pop("base_model_name_or_path", None)  # a place; the base is told by its fingerprint
+    left_out = {"adapter_record.json", "adapter_config.json"}
+    files = {name: sha256 for name, sha256 in files_sha256(path).items() if name not in left_out}
+    return {"config": config, "files": files}
+
+
+def digest(value: Any) -> str:
+    """Hex sha256 of a JSON-able value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def relative(path: Path, root: Path) -> str:
+    """The path as seen from the project, where it lies inside it."""
+    try:
+        return path.resolve().relative_to(root.resolve()).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def fault_of(artifact: Artifact, root: Path) -> str | None:
+    """What is no longer as the record says, or None."""
+    if "files" in artifact:
+        return next(_changed_files(artifact, root), None)
+    if artifact.get("sha256") is None:
+        return None
+    path = root / artifact["path"]
+    if not path.exists():
+        return f"{artifact['path']} is gone"
+    if file_sha256(path) != artifact["sha256"]:
+        return f"{artifact['path']} has other bytes"
+    return _changed_picture(path, root) if path.name == _MANIFEST else None
+
+
+def _changed_files(artifact: Artifact, root: Path) -> Iterator[str]:
+    for name, sha256 in artifact["files"].items():
+        path = root / artifact["path"] / name
+        if not path.is_file():
+            yield f"{artifact['path']}/{name} is gone"
+        elif file_sha256(path) != sha256:
+            yield f"{artifact['path']}/{name} has other bytes"
+
+
+def _changed_picture(manifest: Path, root: Path) -> str | None:
+    """A manifest vouches for the pictures that it names."""
+    with manifest.open(encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines):
+            path = root / row["path"]
+            if not path.is_file():
+                return f"picture {row['id']!r}: {row['path']} is gone"
+            if file_sha256(path) != row["sha256"]:
+                return f"picture {row['id']!r}: {row['path']} has other bytes"
+    return None
+
+
+def first_difference(one: Path, two: Path) -> str | None:
+    """The first line in which two text artifacts differ; None where they are no texts or not there."""
+    try:
+        lines_of_one = one.read_text(encoding="utf-8").splitlines()
+        lines_of_two = two.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    for number, (line, other) in enumerate(zip(lines_of_one, lines_of_two, strict=False), start=1):
+        if line != other:
+            return f"line {number}: {_short(line)} → {_short(other)}"
+    if len(lines_of_one) != len(lines_of_two):
+        return f"{len(lines_of_one)} lines → {len(lines_of_two)} lines"
+    return None
+
+
+def _short(line: str) -> str:
+    line = line.strip()
+    return line if len(line) <= 120 else line[:117] + "…"

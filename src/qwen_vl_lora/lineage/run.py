@@ -1,0 +1,71 @@
+"""The run that is under way: its id, and what it read and wrote so far.
+
+Filled by a hook; read where an artifact wants to say what made it, and where something must wait for
+the run's end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from qwen_vl_lora.exceptions import QwenVLLoraError
+
+Artifact = dict[str, Any]
+"""`version`, `path`, `sha256` and more of one dataset, as a record holds it."""
+
+
+class RunInterrupted(QwenVLLoraError, RuntimeError):
+    """The user or the machine stopped the run; what it had was saved first."""
+
+
+@dataclass
+class Run:
+    """One `kedro run`.
+
+    Attributes:
+        id: Kedro's session id, which is also the version of everything the run writes.
+        read: dataset → what was loaded.
+        written: dataset → what was saved.
+        facts: everything else that `record.json` holds, so far.
+        at_end: what to do when the run has finished; not done when it fails.
+    """
+
+    id: str
+    read: dict[str, Artifact] = field(default_factory=dict)
+    written: dict[str, Artifact] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    at_end: list[Callable[[], None]] = field(default_factory=list)
+
+
+_current: Run | None = None
+
+
+def begin_run(run_id: str) -> Run:
+    """Make a new run the current one."""
+    global _current
+    _current = Run(run_id)
+    return _current
+
+
+def end_run(*, finished: bool) -> None:
+    """No run is under way any more."""
+    global _current
+    ended, _current = _current, None
+    if ended is not None and finished:
+        for action in ended.at_end:
+            action()
+
+
+def current_run() -> Run | None:
+    """The run under way, or None outside of one (in a notebook, say)."""
+    return _current
+
+
+def when_run_has_finished(action: Callable[[], None]) -> None:
+    """Do `action` after the last artifact of the current run is saved; at once outside of a run."""
+    if _current is None:
+        action()
+    else:
+        _current.at_end.append(action)

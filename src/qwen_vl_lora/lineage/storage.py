@@ -1,0 +1,136 @@
+"""Files and folders that are whole or absent, also after power loss; their hashes; locks that die with their process."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import IO
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring every file below `folder` to the disk, so that a rename after it survives power loss."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            sync_file(path)
+    for path in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
+        sync_folder(path)
+
+
+def sync_file(path: Path) -> None:
+    """Bring a file's bytes to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's entries to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, text: str, *, sync: bool = True) -> None:
+    """Write a text file beside its place and rename it there: a reader sees the old or the new one."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        if sync:
+            sync_file(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    if sync:
+        sync_folder(path.parent)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Put a file or directory in the place of another, on the same filesystem. Directories take two renames."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not (source.is_dir() and target.exists()):
+        source.replace(target)
+    else:
+        retired = _hidden_beside(target)
+        target.rename(retired)
+        source.rename(target)
+        shutil.rmtree(retired, ignore_errors=True)
+    sync_folder(target.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a folder: out of sight by one rename, so that a kill never leaves half of it in its place."""
+    if path.exists():
+        retired = _hidden_beside(path)
+        path.rename(retired)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What killed saves and removals left in `folder`: hidden `.partial` and `.retired` entries."""
+    return sorted(path for path in folder.glob(".*") if path.suffix in {".partial", ".retired"})
+
+
+def _hidden_beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.retired")
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_sha256(path: Path) -> dict[str, str]:
+    """Relative name → hex sha256 of every file below a folder."""
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return {file.relative_to(path).as_posix(): file_sha256(file) for file in files}
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of everything below a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+class Lock:
+    """An advisory lock on a file, held until `release` or the end of the process, however that comes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def acquire(self) -> bool:
+        """Take the lock; False when somebody else, in this process too, holds it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return False
+        self._file = file
+        return True
+
+    def release(self) -> None:
+        """Give the lock back. Its file stays: removing it would race with whoever opens it next."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @staticmethod
+    def is_held(path: Path) -> bool:
+        """Whether a live process holds the lock."""
+        if not path.is_file():
+            return False
+        with path.open("r") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False

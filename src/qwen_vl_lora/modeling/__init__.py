@@ -1,0 +1,1 @@
+"""The base model on disk, its processor, and LoRA around it."""

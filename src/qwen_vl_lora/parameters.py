@@ -1,0 +1,358 @@
+"""Every setting of the project, typed: what parameters.yml and --params may say.
+
+The values live in `conf/`; this module holds the names, types and ranges, so there is no default
+here that a recipe could forget. `lora` and `training_args` carry PEFT's and transformers' own names:
+those that matter most are typed below, the rest are checked against the installed libraries.
+Imports pydantic only: Kedro reads it at every start.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from qwen_vl_lora.exceptions import ParameterError
+
+
+class ParameterGroup(BaseModel):
+    """One block of parameters.yml. Unknown keys are errors and values keep their YAML type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class CaptionsParameters(ParameterGroup):
+    """Which rows of the source are taken, and how their text is cleaned."""
+
+    num_rows: PositiveInt | None = Field(description="rows to take; null takes all")
+    sampling: Literal["first", "random"] = Field(description="the first rows, or a seeded sample")
+    seed: NonNegativeInt = Field(description="seed of the sample; unused with `first`")
+    collapse_whitespace: bool = Field(description="edge blanks, runs of blanks and line breaks become one blank")
+
+
+class PromptParameters(ParameterGroup):
+    """What the model is asked. Travels with the adapter."""
+
+    user: str = Field(min_length=1, description="text of the user turn")
+    system: str | None = Field(description="system turn; null leaves the chat template's own")
+    override: bool = Field(description="replace the samples' own user and system text")
+
+
+class ImageParameters(ParameterGroup):
+    """Size of a picture at the model's door, and which files may be read at all.
+
+    Either `resized_height` and `resized_width` (every picture the same, aspect ratio ignored,
+    rounded to multiples of 28) or `min_pixels` and `max_pixels` (aspect ratio kept).
+    """
+
+    resized_height: PositiveInt | None = Field(description="px")
+    resized_width: PositiveInt | None = Field(description="px")
+    min_pixels: PositiveInt | None = Field(description="px; smallest area after resizing")
+    max_pixels: PositiveInt | None = Field(description="px; largest area after resizing")
+    max_source_pixels: PositiveInt = Field(description="px; a larger original is rejected before it is decoded")
+    max_aspect_ratio: float = Field(ge=1, le=200, description="a longer and thinner picture is rejected")
+    allowed_roots: list[str] = Field(description="folders outside the project that image paths may lie in")
+    allow_urls: bool = Field(description="fetch pictures that a source names by https address")
+    url_hosts: list[str] = Field(description="hosts that pictures may be fetched from, redirects included")
+    url_timeout: PositiveFloat = Field(description="seconds for one picture")
+    url_max_bytes: PositiveInt = Field(description="a larger answer is rejected")
+
+    @model_validator(mode="after")
+    def _sizes_are_given_in_one_way(self) -> Self:
+        fixed = (self.resized_height, self.resized_width)
+        limits = (self.min_pixels, self.max_pixels)
+        if all(fixed) and not any(limits):
+            return self
+        if all(limits) and not any(fixed):
+            if (self.min_pixels or 0) > (self.max_pixels or 0):
+                raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+            return self
+        raise ValueError(
+            "give resized_height and resized_width, or min_pixels and max_pixels, and set the other two to null; "
+            f"came {self.resized_height=}, {self.resized_width=}, {self.min_pixels=}, {self.max_pixels=}".replace(
+                "self.", ""
+            )
+        )
+
+
+class QuarantineParameters(ParameterGroup):
+    """How much bad data a run accepts."""
+
+    max_share: float = Field(ge=0, le=1, description="share of rejected rows above which the run stops")
+
+
+class SplitParameters(ParameterGroup):
+    """How many images are held out. Counted in images, so captions of one image stay together."""
+
+    test_images: PositiveInt
+    validation_images: NonNegativeInt
+    seed: NonNegativeInt
+
+
+class LibraryGroup(ParameterGroup):
+    """A block whose names belong to an installed library: typed fields here, the rest by its own names."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+    source: ClassVar[tuple[str, str, str]]
+    """(package, file in it, class) whose annotated fields are the allowed names."""
+    owned: ClassVar[dict[str, str]]
+    """Names that the project sets itself, and where to say it instead."""
+
+    @model_validator(mode="after")
+    def _names_belong_to_the_library(self) -> Self:
+        extra = self.model_extra or {}
+        for name in extra:
+            if name in self.owned:
+                raise ValueError(f"{name} is set by the project: {self.owned[name]}")
+            known = library_names(*self.source) - set(self.owned)
+            if name not in known:
+                near = nearest(name, known | set(type(self).model_fields))
+                raise ValueError(f"{name} is no name of {self.source[2]}{near}")
+        return self
+
+
+class LoraParameters(LibraryGroup):
+    """PEFT's LoraConfig, by its own names."""
+
+    source = ("peft", "tuners/lora/config.py", "LoraConfig")
+    owned: ClassVar[dict[str, str]] = {
+        "exclude_modules": "`vision` says whether the vision tower is adapted",
+        "layer_replication": "it changes the base model's depth, which no stored adapter record could describe",
+    }
+
+    r: PositiveInt = Field(description="rank")
+    lora_alpha: PositiveInt = Field(description="scale; the update is multiplied by lora_alpha / r")
+    lora_dropout: float = Field(ge=0, lt=1)
+    bias: Literal["none", "all", "lora_only"]
+    target_modules: list[str] | str = Field(description="names of linear layers; a list matches by suffix")
+    use_rslora: bool = Field(description="scale by lora_alpha / sqrt(r) instead")
+    use_dora: bool = Field(description="weight-decomposed LoRA: a little better at low rank, slower")
+
+
+class TrainingParameters(LibraryGroup):
+    """transformers' TrainingArguments, by its own names. Batch sizes count captions."""
+
+    source = ("transformers", "training_args.py", "TrainingArguments")
+    owned: ClassVar[dict[str, str]] = {
+        "output_dir": "checkpoints lie in the recipe's workspace",
+        "report_to": "use the `swanlab` block",
+        "run_name": "use the `swanlab` block",
+        "project": "use the `swanlab` block",
+        "use_cpu": "use `device`",
+        "resume_from_checkpoint": "use `resume`",
+        "auto_find_batch_size": "use per_device_train_batch_size: auto",
+        "remove_unused_columns": "batches are built by the project's own collator",
+        "label_names": "batches are built by the project's own collator",
+        "prediction_loss_only": "validation measures the loss alone",
+        "dataloader_drop_last": "the last, smaller step of an epoch is trained",
+        "train_sampling_strategy": "rows of one step are sorted by length without changing the step",
+        "ignore_data_skip": "a resumed run continues at its exact sample",
+        "label_smoothing_factor": "the loss is the plain mean over answer tokens",
+        "push_to_hub": "the adapter stays in the catalog; upload the directory yourself",
+        "do_train": "run the training pipeline",
+        "do_eval": "use eval_strategy",
+        "do_predict": "run the evaluation pipeline",
+        "local_rank": "use `launcher`",
+        "save_only_model": "a checkpoint without optimizer state cannot be resumed",
+        "neftune_noise_alpha": "noise on embeddings is not part of a reproducible row",
+    }
+
+    per_device_train_batch_size: PositiveInt | Literal["auto"] = Field(
+        description="captions of one forward pass; auto takes the largest that fits and keeps the optimizer step"
+    )
+    gradient_accumulation_steps: PositiveInt = Field(description="forward passes to one optimizer step")
+    per_device_eval_batch_size: PositiveInt
+    num_train_epochs: PositiveFloat
+    max_steps: int = Field(ge=-1, description="-1 trains num_train_epochs; otherwise stops at this optimizer step")
+    learning_rate: PositiveFloat
+    lr_scheduler_type: str
+    warmup_steps: NonNegativeFloat = Field(description="optimizer steps, or below 1 a share of all steps")
+    weight_decay: NonNegativeFloat
+    max_grad_norm: NonNegativeFloat
+    gradient_checkpointing: bool = Field(description="recompute activations: less memory, about a third slower")
+    bf16: bool
+    fp16: bool
+    seed: NonNegativeInt
+    logging_steps: PositiveInt
+    logging_first_step: bool
+    eval_strategy: Literal["no", "steps", "epoch"]
+    eval_steps: PositiveInt | None
+    save_strategy: Literal["no", "steps", "epoch", "best"]
+    save_steps: PositiveInt
+    save_total_limit: PositiveInt | None = Field(description="checkpoints kept")
+    save_on_each_node: bool
+    load_best_model_at_end: bool = Field(description="publish the step with the best validation loss")
+    early_stopping_patience: PositiveInt | None = Field(
+        description="EarlyStoppingCallback's own name: validations without improvement before training stops"
+    )
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 are both true; set one of them to false")
+        if self.load_best_model_at_end and self.eval_strategy == "no":
+            raise ValueError("load_best_model_at_end needs eval_strategy `steps` or `epoch`, came `no`")
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise ValueError("early_stopping_patience needs load_best_model_at_end: true")
+        if self.eval_strategy == "steps" and self.eval_steps is None:
+            raise ValueError("eval_strategy `steps` needs eval_steps")
+        return self
+
+    @property
+    def dtype(self) -> Literal["bfloat16", "float16", "float32"]:
+        """Precision of the frozen weights and of stored image features."""
+        return "bfloat16" if self.bf16 else "float16" if self.fp16 else "float32"
+
+    def to_training_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for TrainingArguments, without those that the project carries out itself."""
+        ours = {"early_stopping_patience", "per_device_train_batch_size", "gradient_checkpointing"}
+        return self.model_dump(exclude=ours)
+
+
+class GenerationParameters(ParameterGroup):
+    """How captions are written. Greedy: the same picture gives the same caption. Travels with the adapter."""
+
+    max_new_tokens: PositiveInt
+    repetition_penalty: PositiveFloat = Field(description="1.0 is none; Qwen's own generation config says otherwise")
+    batch_size: PositiveInt = Field(description="images captioned at once")
+
+
+class ScoringParameters(ParameterGroup):
+    """How captions are compared with their references."""
+
+    tokenizer: Literal["auto", "ptb", "characters"] = Field(
+        description="ptb for English, characters for Chinese; auto looks at the references"
+    )
+    bootstrap_samples: PositiveInt = Field(description="resamplings behind the confidence intervals")
+    seed: NonNegativeInt = Field(description="seed of the resampling")
+
+
+class InferenceParameters(ParameterGroup):
+    """What the inference pipeline captions. Prompt and image size come from the adapter's record."""
+
+    images: str | None = Field(description="a folder, a picture, or a CSV with image_path; relative to the project")
+    recursive: bool = Field(description="look into the folder's folders too")
+
+
+class ExportParameters(ParameterGroup):
+    """How the merged model is written."""
+
+    dtype: Literal["base", "bfloat16", "float16", "float32"] = Field(description="base keeps the base model's own")
+    max_shard_size: str = Field(description="of one safetensors file, in transformers' notation")
+
+
+class Parameters(ParameterGroup):
+    """The whole tree of parameters.yml."""
+
+    captions: CaptionsParameters
+    prompt: PromptParameters
+    image: ImageParameters
+    max_length: PositiveInt = Field(description="tokens of one training row, image tokens included")
+    quarantine: QuarantineParameters
+    split: SplitParameters
+    lora: LoraParameters
+    training_args: TrainingParameters
+    vision: Literal["frozen", "adapted"]
+    rows: Literal["shared", "separate"]
+    resume: str = Field(min_length=1, description="auto, never, or the path of a checkpoint")
+    device: Literal["auto", "cpu", "cuda"]
+    generation: GenerationParameters
+    scoring: ScoringParameters
+    inference: InferenceParameters
+    export: ExportParameters
+
+    recipe: str | None = Field(default=None, description="name of the data folders; from --params only")
+    base_model: str | None = Field(default=None, description="path or hub id; from --params only")
+    captions_file: str | None = Field(default=None, description="the user's own table or JSON; from --params only")
+
+    @model_validator(mode="after")
+    def _validation_has_images(self) -> Self:
+        if self.training_args.eval_strategy != "no" and self.split.validation_images == 0:
+            raise ValueError(
+                f"training_args.eval_strategy is `{self.training_args.eval_strategy}` but split.validation_images "
+                "is 0; hold out some images or set eval_strategy: 'no'"
+            )
+        return self
+
+
+@functools.cache
+def library_names(package: str, file: str, class_name: str) -> frozenset[str]:
+    """Annotated fields of a class, read from its source.
+
+    Importing transformers or peft would bring torch into every `kedro` command.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ParameterError(f"{package} is not installed; install the project's requirements.")
+    source = Path(spec.submodule_search_locations[0]) / file
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == class_name:
+            targets = (item.target for item in node.body if isinstance(item, ast.AnnAssign))
+            return frozenset(target.id for target in targets if isinstance(target, ast.Name))
+    raise ParameterError(f"{class_name} is not in {source}; this version of {package} is not supported.")
+
+
+def nearest(name: str, known: set[str] | frozenset[str]) -> str:
+    """`; nearest: …` for an error message, or nothing when no known name is close."""
+    if name == "rank" and "r" in known:  # PEFT's own one-letter name is too short for edit distance
+        return "; nearest: r"
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"; nearest: {close[0]}" if close else ""
+
+
+def validate_parameters(tree: dict[str, Any]) -> Parameters:
+    """The resolved parameters of a run, typed.
+
+    Raises:
+        ParameterError: with one line for every fault: the key, what it allows and what came.
+    """
+    try:
+        return Parameters.model_validate(tree)
+    except ValidationError as error:
+        faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
+        raise ParameterError(
+            f"{error.error_count()} wrong in the parameters (conf/*/parameters.yml and --params); nothing was run:\n"
+            f"{faults}\nSee docs/parameters.md for every key."
+        ) from error
+
+
+def _describe(fault: Any) -> str:
+    key = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("function-", "literal[")))
+    got = fault["input"]
+    if fault["type"] == "extra_forbidden":
+        group = _group_at(fault["loc"][:-1])
+        known = set(group.model_fields)
+        return f"{key}: unknown key{nearest(str(fault['loc'][-1]), known)}. Allowed: {', '.join(sorted(known))}."
+    if fault["type"] == "missing":
+        return f"{key}: required, but not given."
+    if fault["type"] == "value_error":
+        return f"{key + ': ' if key else ''}{fault['ctx']['error']}."
+    shown = got if not isinstance(got, float) or math.isfinite(got) else str(got)
+    return f"{key}: {fault['msg']}; came {shown!r}."
+
+
+def _group_at(location: tuple[int | str, ...]) -> type[BaseModel]:
+    group: type[BaseModel] = Parameters
+    for part in location:
+        annotation = group.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        group = annotation
+    return group

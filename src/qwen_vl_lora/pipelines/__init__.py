@@ -1,0 +1,1 @@
+"""Wiring only: each folder is one pipeline, each node one library call."""

@@ -1,0 +1,52 @@
+"""Nodes of the `data_engineering` pipeline. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+# Kedro resolves these annotations to validate parameters: none may move under TYPE_CHECKING.
+from qwen_vl_lora.parameters import (
+    CaptionsParameters,
+    ImageParameters,
+    PromptParameters,
+    QuarantineParameters,
+    SplitParameters,
+)
+from qwen_vl_lora.samples import collection, splitting, statistics
+from qwen_vl_lora.samples import conversations as conversation_form
+from qwen_vl_lora.samples.image_store import ImageStore
+from qwen_vl_lora.samples.records import Rejection, SourceSample
+from qwen_vl_lora.samples.workspace import Workspace
+
+
+def collect_samples(
+    captioned_images: Iterable[SourceSample | Rejection],
+    workspace: Workspace,
+    captions: CaptionsParameters,
+    image: ImageParameters,
+    quarantine: QuarantineParameters,
+) -> collection.Collected:
+    """Check every row and picture of the source; bad rows go to quarantine with their reason."""
+    return collection.collect(captioned_images, workspace.path, captions, image, quarantine)
+
+
+def build_conversations(
+    samples: list[dict[str, Any]], images: ImageStore, prompt: PromptParameters
+) -> list[dict[str, Any]]:
+    """Write samples in the tutorials' JSON form, with the prompt where they have none of their own."""
+    return conversation_form.build_conversations(samples, images, prompt)
+
+
+def split_conversations(
+    conversations: list[dict[str, Any]], images: ImageStore, split: SplitParameters
+) -> splitting.Split:
+    """Hold out images, by their bytes, with all their conversations."""
+    return splitting.split_conversations(conversations, images, split)
+
+
+def describe_captions(caption_table: pd.DataFrame, images: ImageStore) -> statistics.Description:
+    """Count, plot and show captions and pictures."""
+    return statistics.describe_captions(caption_table, images)

@@ -1,0 +1,45 @@
+"""captioned_images ─► collect_samples ─► build_conversations ─► split_conversations; describe_captions beside them."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Pipeline, node, pipeline
+
+from qwen_vl_lora.pipelines.data_engineering.nodes import (
+    build_conversations,
+    collect_samples,
+    describe_captions,
+    split_conversations,
+)
+
+
+def create_pipeline() -> Pipeline:
+    """From a source of captioned images to conversations, split by image."""
+    return pipeline(
+        [
+            node(
+                collect_samples,
+                inputs=["captioned_images", "workspace", "params:captions", "params:image", "params:quarantine"],
+                outputs=["images", "samples", "caption_table", "rejected_samples"],
+                name="collect_samples",
+            ),
+            node(
+                build_conversations,
+                inputs=["samples", "images", "params:prompt"],
+                outputs="conversations",
+                name="build_conversations",
+            ),
+            node(
+                split_conversations,
+                inputs=["conversations", "images", "params:split"],
+                outputs=["train_conversations", "validation_conversations", "test_conversations", "split_summary"],
+                name="split_conversations",
+            ),
+            node(
+                describe_captions,
+                inputs=["caption_table", "images"],
+                outputs=["caption_statistics", "caption_length_plot", "image_sheet"],
+                name="describe_captions",
+            ),
+        ],
+        tags="data_engineering",
+    )

@@ -1,0 +1,66 @@
+"""Nodes of the evaluation pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from qwen_vl_lora.features.store import FeatureStore
+from qwen_vl_lora.modeling.adapter import Adapter
+from qwen_vl_lora.modeling.base_model import BaseModel
+from qwen_vl_lora.parameters import (
+    GenerationParameters,
+    ImageParameters,
+    PromptParameters,
+    ScoringParameters,
+    TrainingParameters,
+)
+from qwen_vl_lora.samples.image_store import ImageStore
+
+
+def generate_captions(
+    base_model: BaseModel,
+    adapter: Adapter,
+    images: ImageStore,
+    image_features: FeatureStore,
+    test_conversations: list[dict[str, Any]],
+    prompt: PromptParameters,
+    image: ImageParameters,
+    generation: GenerationParameters,
+    training_args: TrainingParameters,
+    vision: str,
+    device: str,
+) -> pd.DataFrame:
+    """Caption the held-out pictures with the base and the tuned model, everything else equal."""
+    from qwen_vl_lora.scoring.comparison import EvaluationSettings, compare_captions
+
+    settings = EvaluationSettings(prompt, image, generation, vision, training_args.dtype, device)  # type: ignore[arg-type]
+    return compare_captions(base_model, adapter, images, image_features, test_conversations, settings)
+
+
+def score_captions(predictions: pd.DataFrame, scoring: ScoringParameters) -> tuple[dict[str, Any], pd.DataFrame]:
+    """BLEU, ROUGE-L and CIDEr of both sides, over the split and for each picture."""
+    from qwen_vl_lora.scoring.metrics import score_predictions
+
+    return score_predictions(predictions, scoring)
+
+
+def build_report(
+    predictions: pd.DataFrame,
+    caption_metrics: dict[str, Any],
+    caption_scores: pd.DataFrame,
+    images: ImageStore,
+    adapter: Adapter,
+) -> tuple[str, Any, Any]:
+    """The before/after page, a contact sheet of it, and the metrics as a plot."""
+    from qwen_vl_lora.scoring.facts import facts_of
+    from qwen_vl_lora.scoring.report import ReportRun, render_report
+    from qwen_vl_lora.scoring.sheets import draw_comparison_sheet, plot_metrics
+
+    def open_image(path: str) -> Any:
+        return images.open(images.by_path(path).sha256)
+
+    run = ReportRun(facts_of(adapter, len(predictions)), predictions, caption_scores, caption_metrics)
+    page = render_report([run], open_image)
+    return page, draw_comparison_sheet(predictions, caption_scores, open_image), plot_metrics(caption_metrics)

@@ -1,0 +1,47 @@
+"""The evaluation pipeline."""
+
+from kedro.pipeline import Pipeline, node
+
+from qwen_vl_lora.pipelines.encoding import encode_images_node
+from qwen_vl_lora.pipelines.evaluation.nodes import build_report, generate_captions, score_captions
+
+
+def create_pipeline() -> Pipeline:
+    """encode_images → generate_captions → score_captions → build_report."""
+    return Pipeline(
+        [
+            encode_images_node(),
+            node(
+                generate_captions,
+                inputs=[
+                    "base_model",
+                    "adapter",
+                    "images",
+                    "image_features",
+                    "test_conversations",
+                    "params:prompt",
+                    "params:image",
+                    "params:generation",
+                    "params:training_args",
+                    "params:vision",
+                    "params:device",
+                ],
+                outputs="predictions",
+                name="generate_captions",
+                tags=["compute"],
+            ),
+            node(
+                score_captions,
+                inputs=["predictions", "params:scoring"],
+                outputs=["caption_metrics", "caption_scores"],
+                name="score_captions",
+            ),
+            node(
+                build_report,
+                inputs=["predictions", "caption_metrics", "caption_scores", "images", "adapter"],
+                outputs=["comparison_report", "comparison_sheet", "metrics_plot"],
+                name="build_report",
+            ),
+        ],
+        tags="evaluation",
+    )

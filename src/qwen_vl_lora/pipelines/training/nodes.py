@@ -1,0 +1,70 @@
+"""Nodes of the training pipeline. torch comes in when a node runs, not when pipelines are listed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+# Kedro resolves these annotations to validate parameters: none may move under TYPE_CHECKING.
+from qwen_vl_lora.features.store import FeatureStore
+from qwen_vl_lora.modeling.base_model import BaseModel
+from qwen_vl_lora.parameters import (
+    GenerationParameters,
+    ImageParameters,
+    LoraParameters,
+    PromptParameters,
+    QuarantineParameters,
+    TrainingParameters,
+)
+from qwen_vl_lora.samples.image_store import ImageStore
+from qwen_vl_lora.samples.workspace import Workspace
+
+
+def train_adapter(
+    base_model: BaseModel,
+    images: ImageStore,
+    image_features: FeatureStore,
+    train_conversations: list[dict[str, Any]],
+    validation_conversations: list[dict[str, Any]],
+    workspace: Workspace,
+    prompt: PromptParameters,
+    image: ImageParameters,
+    max_length: int,
+    quarantine: QuarantineParameters,
+    lora: LoraParameters,
+    training_args: TrainingParameters,
+    vision: str,
+    rows: str,
+    resume: str,
+    device: str,
+    generation: GenerationParameters,
+) -> tuple[Path, pd.DataFrame, dict[str, Any], dict[str, Any]]:
+    """Fit a LoRA adapter on the training split."""
+    from qwen_vl_lora.tuning.fit import TrainingData, fit_adapter
+    from qwen_vl_lora.tuning.settings import TrainingSettings
+
+    data = TrainingData(images, image_features, train_conversations, validation_conversations)
+    settings = TrainingSettings(
+        prompt=prompt,
+        image=image,
+        max_length=max_length,
+        max_share=quarantine.max_share,
+        lora=lora,
+        training_args=training_args,
+        vision=vision,  # type: ignore[arg-type]
+        rows=rows,  # type: ignore[arg-type]
+        resume=resume,
+        device=device,
+        generation=generation,
+    )
+    fitted = fit_adapter(base_model, data, settings, workspace.path)
+    return fitted.directory, fitted.log_table(), fitted.summary, fitted.preview
+
+
+def plot_training(training_log: pd.DataFrame) -> Any:
+    """Loss, validation loss and learning rate over the optimizer steps."""
+    from qwen_vl_lora.tuning.curves import plot_training_curves
+
+    return plot_training_curves(training_log)

@@ -1,0 +1,42 @@
+"""The training pipeline."""
+
+from kedro.pipeline import Pipeline, node
+
+from qwen_vl_lora.pipelines.encoding import encode_images_node
+from qwen_vl_lora.pipelines.training.nodes import plot_training, train_adapter
+
+
+def create_pipeline() -> Pipeline:
+    """encode_images → train_adapter → plot_training."""
+    return Pipeline(
+        [
+            encode_images_node(),
+            node(
+                train_adapter,
+                inputs=[
+                    "base_model",
+                    "images",
+                    "image_features",
+                    "train_conversations",
+                    "validation_conversations",
+                    "workspace",
+                    "params:prompt",
+                    "params:image",
+                    "params:max_length",
+                    "params:quarantine",
+                    "params:lora",
+                    "params:training_args",
+                    "params:vision",
+                    "params:rows",
+                    "params:resume",
+                    "params:device",
+                    "params:generation",
+                ],
+                outputs=["adapter", "training_log", "training_summary", "batch_preview"],
+                name="train_adapter",
+                tags=["compute"],
+            ),
+            node(plot_training, inputs="training_log", outputs="training_curves", name="plot_training"),
+        ],
+        tags="training",
+    )

@@ -1,0 +1,81 @@
+"""Whether a run can succeed at all, looked at before its first node: cheap, and nothing is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kedro.io import CatalogProtocol
+from kedro.pipeline import Pipeline
+
+from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
+from qwen_vl_lora.parameters import CaptionsParameters, QuarantineParameters
+from qwen_vl_lora.samples.collection import take_rows
+from qwen_vl_lora.samples.records import FileSource, Rejection, SourceSample
+
+SOURCE = "captioned_images"
+
+
+def check_run(pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+    """Refuse a run whose inputs or device are not there.
+
+    Raises:
+        QwenVLLoraError: naming what is missing and what to do.
+    """
+    inputs = pipeline.inputs()
+    for name in sorted(inputs):
+        if not name.startswith("params:") and name != "parameters":
+            _check_input(name, catalog.get(name))
+    if SOURCE in inputs:
+        check_files(catalog[SOURCE].load(), catalog["params:captions"].load(), catalog["params:quarantine"].load())
+    if pipeline.only_nodes_with_tags("compute").nodes and catalog["params:device"].load() == "cuda":
+        from qwen_vl_lora.modeling.devices import choose_device
+
+        choose_device("cuda")
+
+
+def _check_input(name: str, dataset: Any) -> None:
+    if hasattr(dataset, "check"):
+        dataset.check()
+    elif hasattr(dataset, "existing_path"):
+        try:
+            dataset.existing_path()
+        except MissingArtifactError as error:
+            raise MissingArtifactError(f"Dataset {name}: {error}") from error
+
+
+def check_files(rows: Any, captions: CaptionsParameters, quarantine: QuarantineParameters) -> None:
+    """Refuse a file of captions that is empty, or most of whose pictures are not there.
+
+    Only looks whether files exist: what is in them is checked when they are collected.
+
+    Raises:
+        DataFormatError: with how many rows are bad and the first of them.
+    """
+    if not isinstance(rows, FileSource):
+        return
+    num_rows, faults = 0, []
+    for row in take_rows(rows, captions):
+        num_rows += 1
+        fault = _fault(row)
+        if fault is not None:
+            faults.append(fault)
+    if num_rows == 0:
+        raise DataFormatError(
+            f"The source `{SOURCE}` ({rows}) holds no rows. Give a file with at least one caption, and check "
+            "captions.num_rows."
+        )
+    if len(faults) > quarantine.max_share * num_rows:
+        shown = "\n".join(f"  {fault}" for fault in faults[:5])
+        raise DataFormatError(
+            f"{len(faults)} of {num_rows} rows of `{SOURCE}` ({rows}) cannot be used; quarantine.max_share allows "
+            f"{quarantine.max_share:.0%}. The first:\n{shown}\nMend the file or its pictures' paths (they are relative "
+            "to the file), or raise quarantine.max_share."
+        )
+
+
+def _fault(row: SourceSample | Rejection) -> str | None:
+    if isinstance(row, Rejection):
+        return f"row {row.row}: {row.reason}: {row.detail}"
+    lost = [image for image in row.images if isinstance(image, Path) and not image.is_file()]
+    return f"row {row.row}: missing_image: {lost[0]} is not there" if lost else None

@@ -1,0 +1,258 @@
+"""The image store: every picture once, by content, and a handle that reads it lazily.
+
+    <root>/files/<sha256><suffix>                  the original bytes, never re-encoded
+    <root>/manifest.csv/<version>/manifest.csv     which pictures a version holds
+    <root>/manifest.csv/<version>/looks.npy        their difference hashes, so that no later step decodes them again
+
+Files are shared by all versions and only ever added. Knows nothing of rows or captions.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
+from qwen_vl_lora.samples.image_files import LOOK_BYTES, open_image
+from qwen_vl_lora.samples.looks import Looks
+from qwen_vl_lora.samples.records import RowError
+
+FILES_FOLDER = "files"
+MANIFEST_COLUMNS = ("id", "sha256", "path", "width", "height", "bytes")
+LOOKS_FILE = "looks.npy"
+_REMEDY = "Run `kedro run --pipeline data_engineering` again: it restores the file from the source."
+
+
+class ImageEntry(NamedTuple):
+    """One line of the manifest: an id and the picture it names. A picture under two ids has two lines.
+
+    Attributes:
+        folder: of the file, relative to the project root, with forward slashes; one text for all entries.
+        suffix: with its dot.
+        width, height: pixels, after the EXIF orientation was applied.
+        bytes: size of the file.
+    """
+
+    id: str
+    sha256: str
+    folder: str
+    suffix: str
+    width: int
+    height: int
+    bytes: int
+
+    @property
+    def path(self) -> str:
+        """The stable content path, relative to the project root: what conversations and tables hold."""
+        return f"{self.folder}/{self.file_name}"
+
+    @property
+    def file_name(self) -> str:
+        """Name below `files/`."""
+        return f"{self.sha256}{self.suffix}"
+
+
+class ImageStore:
+    """The pictures of one version: facts in memory, bytes on demand.
+
+    Iterates over distinct pictures in the order in which the source first gave them.
+    """
+
+    def __init__(
+        self, files: Path, entries: Sequence[ImageEntry], looks: Looks | Path, published: Path | None = None
+    ) -> None:
+        """`files` is the folder of the bytes; `looks` a difference hash for each distinct picture, or their file.
+
+        Of staged pictures, `published` is the folder that the entries' paths already name.
+        """
+        self.files = files
+        self.published = published or files
+        self.entries = entries
+        self._looks = looks
+        self._by_sha256: dict[str, ImageEntry] = {}
+        for entry in entries:
+            self._by_sha256.setdefault(entry.sha256, entry)
+        self._by_id: dict[str, ImageEntry] | None = None
+
+    def __len__(self) -> int:
+        return len(self._by_sha256)
+
+    def __iter__(self) -> Iterator[ImageEntry]:
+        return iter(self._by_sha256.values())
+
+    def __contains__(self, sha256: object) -> bool:
+        return sha256 in self._by_sha256
+
+    def __repr__(self) -> str:
+        return f"ImageStore({len(self)} images in {self.files})"
+
+    def by_sha256(self, sha256: str) -> ImageEntry:
+        """Raises: DataFormatError when the version does not hold it."""
+        return self._require(self._by_sha256.get(sha256), f"image with sha256 {sha256!r}")
+
+    def by_path(self, path: str) -> ImageEntry:
+        """The entry of a content path as conversations and tables hold it.
+
+        The file's name decides, being the content's hash: data folders may have been moved or copied.
+
+        Raises:
+            DataFormatError: when the version does not hold it.
+        """
+        sha256 = path.rpartition("/")[2].partition(".")[0]
+        return self._require(self._by_sha256.get(sha256), f"image {path!r}")
+
+    def by_id(self, image_id: str) -> ImageEntry:
+        """Raises: DataFormatError when the version does not hold it."""
+        if self._by_id is None:
+            self._by_id = {entry.id: entry for entry in self.entries}
+        return self._require(self._by_id.get(image_id), f"image with id {image_id!r}")
+
+    def file(self, sha256: str) -> Path:
+        """Where the bytes of a picture lie."""
+        return self.files / self.by_sha256(sha256).file_name
+
+    def read_bytes(self, sha256: str) -> bytes:
+        """The original bytes, hashed again: an altered file is never used.
+
+        Raises:
+            MissingArtifactError: when the file is gone.
+            DataFormatError: when its content is no longer that of its name.
+        """
+        file = self.file(sha256)
+        try:
+            data = file.read_bytes()
+        except FileNotFoundError as error:
+            raise MissingArtifactError(f"The image {file} is missing. {_REMEDY}") from error
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise DataFormatError(f"The image {file} was altered: its name is no longer its sha256. {_REMEDY}")
+        return data
+
+    def open(self, sha256: str) -> Image.Image:
+        """The picture as the model should see it: upright, RGB, transparent parts white."""
+        data = self.read_bytes(sha256)
+        try:
+            return open_image(data)
+        except RowError as fault:
+            raise DataFormatError(f"{self.file(sha256)}: {fault.detail}") from fault
+
+    def verify(self) -> None:
+        """Read and hash every picture.
+
+        Raises:
+            MissingArtifactError, DataFormatError: for the first that is missing or altered.
+        """
+        for entry in self:
+            self.read_bytes(entry.sha256)
+
+    @property
+    def looks(self) -> Looks:
+        """Difference hashes in the order of iteration. Read at the first use: only the split wants them."""
+        if isinstance(self._looks, Path):
+            self._looks = _read_looks(self._looks, len(self))
+        return self._looks
+
+    def _require(self, entry: ImageEntry | None, what: str) -> ImageEntry:
+        if entry is None:
+            raise DataFormatError(
+                f"The {what} is not among the {len(self)} images of this version in {self.files}. "
+                "Use `images` and conversations of one data run, or run data_engineering again."
+            )
+        return entry
+
+
+def publish_files(staged: ImageStore, files: Path) -> None:
+    """Move staged bytes into the store. What is there already stays: its name is its content.
+
+    Raises:
+        DataFormatError: when a picture is neither staged nor in the store.
+    """
+    files.mkdir(parents=True, exist_ok=True)
+    for entry in staged:
+        name = entry.file_name
+        try:
+            (staged.files / name).replace(files / name)
+        except FileNotFoundError as error:
+            # No MissingArtifactError: Kedro explains a FileNotFoundError of any save in its own, wrong way.
+            if not _has_size(files / name, entry.bytes):
+                raise DataFormatError(
+                    f"The image {name} is neither staged in {staged.files} nor stored in {files}: "
+                    "something removed it during the run. Run again."
+                ) from error
+
+
+def write_manifest(store: ImageStore, file: Path) -> None:
+    """Write the manifest, and the looks beside it."""
+    np.save(file.with_name(LOOKS_FILE), store.looks, allow_pickle=False)
+    with file.open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(MANIFEST_COLUMNS)
+        writer.writerows(
+            (entry.id, entry.sha256, entry.path, entry.width, entry.height, entry.bytes) for entry in store.entries
+        )
+
+
+def read_manifest(file: Path, files: Path) -> ImageStore:
+    """Read the handle of one version; its bytes lie in `files`.
+
+    Raises:
+        MissingArtifactError: when there is no manifest.
+        DataFormatError: when it is not one.
+    """
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = csv.reader(lines)
+            if tuple(next(rows, ())) != MANIFEST_COLUMNS:
+                raise ValueError(f"its columns must be {', '.join(MANIFEST_COLUMNS)}")
+            entries = list(_read_entries(rows))
+    except FileNotFoundError as error:
+        raise MissingArtifactError(f"The manifest {file} is missing. {_REMEDY}") from error
+    except (ValueError, csv.Error) as error:
+        raise DataFormatError(f"{file} is no manifest of images: {error}. {_REMEDY}") from error
+    return ImageStore(files, entries, file.with_name(LOOKS_FILE))
+
+
+def _read_entries(rows: Iterable[list[str]]) -> Iterator[ImageEntry]:
+    texts: dict[str, str] = {}  # folders, suffixes and sizes repeat: one object each
+    pixels: dict[str, int] = {}
+    for image_id, sha256, path, width, height, size in rows:
+        folder, _, name = path.rpartition("/")
+        suffix = name[len(sha256) :]
+        if not name.startswith(sha256):
+            raise ValueError(f"the path {path!r} does not name its sha256 {sha256!r}")
+        for length in (width, height):
+            if length not in pixels:
+                pixels[length] = int(length)
+        yield ImageEntry(
+            image_id,
+            sha256,
+            texts.setdefault(folder, folder),
+            texts.setdefault(suffix, suffix),
+            pixels[width],
+            pixels[height],
+            int(size),
+        )
+
+
+def _read_looks(file: Path, num_images: int) -> Looks:
+    try:
+        looks: Looks = np.load(file, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise MissingArtifactError(f"{file} is missing. {_REMEDY}") from error
+    except (ValueError, EOFError) as error:
+        raise DataFormatError(f"{file} holds no difference hashes: {error}. {_REMEDY}") from error
+    if looks.dtype != np.uint64 or looks.shape != (num_images, LOOK_BYTES // 8):
+        raise DataFormatError(
+            f"{file} must hold {LOOK_BYTES} bytes for each of {num_images} images; "
+            f"came {looks.shape} of {looks.dtype}. {_REMEDY}"
+        )
+    return looks
+
+
+def _has_size(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size

@@ -1,0 +1,59 @@
+"""Pictures that look alike though their bytes differ: scaled, re-encoded, slightly edited copies.
+
+Works on the difference hashes that `image_files` makes when a picture is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from qwen_vl_lora.samples.image_files import LOOK_BYTES
+
+Looks = npt.NDArray[np.uint64]
+"""A row of LOOK_BYTES for each picture."""
+
+MAX_DISTANCE = 8
+"""Bits, of 8 LOOK_BYTES. Measured on 600 drawn scenes, which are as alike as pictures get: it finds 99 % of copies
+saved as JPEG at quality 75 and 94 % of those at half the size; of 179,700 pairs of different scenes 8 are within it."""
+
+
+class NearDuplicate(NamedTuple):
+    """Two pictures (sha256) and the number of bits in which their looks differ."""
+
+    one: str
+    other: str
+    distance: int
+
+
+def stack_looks(looks: Mapping[str, bytes]) -> Looks:
+    """One array of the looks, in the order of the mapping."""
+    return np.frombuffer(b"".join(looks.values()), dtype=np.uint64).reshape(len(looks), LOOK_BYTES // 8)
+
+
+def find_near_duplicates(
+    ones: Iterable[str], others: Iterable[str], places: Mapping[str, int], looks: Looks
+) -> list[NearDuplicate]:
+    """Pairs between two sets of pictures whose looks differ in at most MAX_DISTANCE bits.
+
+    `places` says which row of `looks` is a picture's. Every pair is compared, the smaller set row
+    by row: the held-out side is small, and one row against 100,000 pictures takes milliseconds.
+    """
+    ones, others = sorted(ones), sorted(others)
+    if len(ones) > len(others):
+        swapped = find_near_duplicates(others, ones, places, looks)
+        return [NearDuplicate(pair.other, pair.one, pair.distance) for pair in swapped]
+    table = looks[_rows(others, places)]
+    pairs: list[NearDuplicate] = []
+    for sha256, look in zip(ones, looks[_rows(ones, places)], strict=True):
+        distances = np.bitwise_count(table ^ look).sum(axis=1, dtype=np.int64)
+        near = np.flatnonzero(distances <= MAX_DISTANCE)
+        pairs.extend(NearDuplicate(sha256, others[place], int(distances[place])) for place in near)
+    return pairs
+
+
+def _rows(shas: Sequence[str], places: Mapping[str, int]) -> npt.NDArray[np.int64]:
+    return np.array([places[sha256] for sha256 in shas], dtype=np.int64)

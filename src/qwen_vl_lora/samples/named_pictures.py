@@ -1,0 +1,170 @@
+"""Pictures that a user names, outside of any data run: a folder, a table of paths, single files.
+
+They stay where they are and are read when they are needed. One that cannot be used is kept in the
+list with its reason. Knows nothing of captions.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
+from qwen_vl_lora.parameters import ImageParameters
+from qwen_vl_lora.samples.image_files import inspect_image
+from qwen_vl_lora.samples.image_stage import read_allowed_file
+from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
+from qwen_vl_lora.samples.looks import stack_looks
+from qwen_vl_lora.samples.records import RowError
+from qwen_vl_lora.samples.references import resolve_reference
+
+_READ = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp")
+_REFUSED = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".svg", ".ico", ".psd")
+PICTURE_SUFFIXES = frozenset((*_READ, *_REFUSED))
+"""What counts as a picture in a folder. Forms that are not read get a reason: leaving them out would look like loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPicture:
+    """A picture as the user named it.
+
+    Attributes:
+        path: as it stands in the table, or the file's path.
+        sha256: of its bytes; None when it cannot be used.
+        reason: why not, as `word: sentence`; empty when it can.
+    """
+
+    path: str
+    sha256: str | None
+    reason: str = ""
+
+
+class LoosePictures(ImageStore):
+    """Pictures where the user keeps them, by the sha256 of their bytes."""
+
+    def __init__(self, entries: Sequence[ImageEntry], sources: Mapping[str, bytes | Path]) -> None:
+        """`sources` holds the file of each sha256, or its bytes where a table holds them itself."""
+        super().__init__(Path(), entries, stack_looks({}))
+        self._sources = sources
+
+    def read_bytes(self, sha256: str) -> bytes:
+        """Raises: DataFormatError when the file changed since it was checked."""
+        source = self._sources[sha256]
+        if isinstance(source, bytes):
+            return source
+        data = source.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise DataFormatError(f"The picture {source} changed while it was captioned. Run again.")
+        return data
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Pictures in the order in which they were named, and the usable ones by content."""
+
+    named: list[NamedPicture]
+    images: LoosePictures
+
+    @property
+    def usable(self) -> list[str]:
+        """sha256 of each distinct usable picture, in order."""
+        return list(dict.fromkeys(picture.sha256 for picture in self.named if picture.sha256))
+
+
+def gather_pictures(places: Sequence[Path], image: ImageParameters, *, recursive: bool) -> Gathered:
+    """Check the pictures that `places` name: folders, files, or a CSV with the column image_path.
+
+    Folders and files that are named here may be read; files that a table names must lie beside it,
+    in the project, or below `image.allowed_roots`.
+
+    Raises:
+        MissingArtifactError: when a place is not there or holds no picture at all.
+        DataFormatError: when a table has no column image_path.
+    """
+    checked = _Checked(image)
+    for place in places:
+        before = len(checked.named)
+        for shown, source, roots in _find_pictures(place, image, recursive=recursive):
+            checked.add(shown, source, roots)
+        if len(checked.named) == before:
+            raise MissingArtifactError(
+                f"{place} holds no picture. Required: files that end with {', '.join(_READ)}"
+                f"{'' if recursive else '; inference.recursive: true looks into its folders too'}."
+            )
+    return Gathered(checked.named, LoosePictures(list(checked.entries.values()), checked.sources))
+
+
+def _find_pictures(
+    place: Path, image: ImageParameters, *, recursive: bool
+) -> Iterator[tuple[str, bytes | Path | RowError, tuple[str, ...]]]:
+    """What each picture is called, where it is, and the folders that may be read for it."""
+    if place.is_dir():
+        own_root = (os.path.realpath(place),)
+        for path in sorted(place.rglob("*") if recursive else place.iterdir()):
+            if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
+                yield path.as_posix(), path, own_root
+    elif place.suffix.lower() in (".csv", ".tsv"):
+        folder = place.absolute().parent
+        allowed = (Path.cwd(), folder, *(Path.cwd() / Path(root).expanduser() for root in image.allowed_roots))
+        roots = tuple(dict.fromkeys(os.path.realpath(root) for root in allowed))
+        for reference in _read_references(place):
+            try:
+                yield reference, resolve_reference(reference, folder), roots
+            except RowError as fault:
+                yield reference, fault, roots
+    elif place.exists():
+        yield place.as_posix(), place, (str(Path(os.path.realpath(place)).parent),)
+    else:
+        raise MissingArtifactError(
+            f"{place} is not there. Give a folder, a picture, or a CSV with the column image_path; "
+            f"relative paths start at {Path.cwd()}."
+        )
+
+
+def _read_references(table: Path) -> Iterator[str]:
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as lines:
+            rows = csv.DictReader(lines, delimiter="\t" if table.suffix.lower() == ".tsv" else ",")
+            header = [name.strip() for name in rows.fieldnames or ()]
+            if "image_path" not in header:
+                raise DataFormatError(
+                    f"{table} needs the column image_path; its first line has: {', '.join(header) or 'nothing'}."
+                )
+            rows.fieldnames = header
+            for row in rows:
+                yield (row["image_path"] or "").strip()
+    except FileNotFoundError as error:
+        raise MissingArtifactError(f"The table {table} is not there. Check the path.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataFormatError(f"{table} cannot be read: {error}. Save it as CSV in UTF-8.") from error
+
+
+class _Checked:
+    """Pictures checked so far; each distinct content is decoded once."""
+
+    def __init__(self, image: ImageParameters) -> None:
+        self._image = image
+        self.named: list[NamedPicture] = []
+        self.entries: dict[str, ImageEntry] = {}
+        self.sources: dict[str, bytes | Path] = {}
+
+    def add(self, shown: str, source: bytes | Path | RowError, roots: tuple[str, ...]) -> None:
+        try:
+            self.named.append(NamedPicture(shown, self._check(source, roots)))
+        except RowError as fault:
+            self.named.append(NamedPicture(shown, None, f"{fault.reason}: {fault.detail}"))
+
+    def _check(self, source: bytes | Path | RowError, roots: tuple[str, ...]) -> str:
+        if isinstance(source, RowError):
+            raise source
+        data = source if isinstance(source, bytes) else read_allowed_file(str(source), roots)
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 not in self.entries:
+            facts = inspect_image(data, self._image)
+            self.entries[sha256] = ImageEntry(sha256, sha256, "", facts.suffix, facts.width, facts.height, len(data))
+            self.sources[sha256] = source
+        return sha256

@@ -1,0 +1,124 @@
+"""What a person wants to see of captions and pictures before training: numbers, a plot, a contact sheet."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+MAX_BARS = 60
+SHEET_PICTURES = 48
+SHEET_COLUMNS = 8
+THUMBNAIL_SIDE = 160
+CAPTION_LINES = 3
+LINE_HEIGHT = 13
+LINE_CHARACTERS = 26
+
+
+class Description(NamedTuple):
+    """The outputs of a description, in the order in which the pipeline names them."""
+
+    statistics: dict[str, Any]
+    length_plot: Figure
+    sheet: Image.Image
+
+
+def describe_captions(caption_table: pd.DataFrame, images: ImageStore) -> Description:
+    """Count, plot and show the captions; an empty table, of samples that are no captions, is fine."""
+    # pandas reads a caption such as `null` back as missing unless it is told not to.
+    texts = ["" if pd.isna(text) else str(text) for text in caption_table["caption"]]
+    shas = list(caption_table["sha256"])
+    lengths = {
+        "words": np.array([len(text.split()) for text in texts], dtype=np.int64),
+        "characters": np.array([len(text) for text in texts], dtype=np.int64),  # Chinese has no blanks
+    }
+    caption_by_sha = dict(zip(reversed(shas), reversed(texts), strict=True))  # the first of an image's captions
+    return Description(
+        statistics={
+            "rows": len(texts),
+            "images": len(images),
+            "captions_per_image": _count_captions_per_image(shas),
+            "duplicate_captions": len(texts) - len(set(texts)),
+            **{name: _percentiles(values) for name, values in lengths.items()},
+            **_measure_images(images),
+        },
+        length_plot=plot_lengths(lengths),
+        sheet=draw_sheet(caption_by_sha, images),
+    )
+
+
+def plot_lengths(lengths: Mapping[str, npt.NDArray[np.int64]]) -> Figure:
+    """Bars of how many captions have each length. Counted here: the plot must not grow with the captions."""
+    from plotly.graph_objects import Bar
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows=1, cols=len(lengths), subplot_titles=tuple(lengths))
+    for column, values in enumerate(lengths.values(), start=1):
+        counts, edges = np.histogram(values, bins=_bin_edges(values))
+        figure.add_trace(Bar(x=edges[:-1].tolist(), y=counts.tolist(), showlegend=False), row=1, col=column)
+    figure.update_layout(title="Caption length", yaxis_title="captions", bargap=0.05)
+    return figure
+
+
+def draw_sheet(caption_by_sha: Mapping[str, str], images: ImageStore) -> Image.Image:
+    """A contact sheet of up to `SHEET_PICTURES` pictures, evenly chosen, with a caption where they have one."""
+    entries = list(images)
+    places = np.linspace(0, len(entries) - 1, min(len(entries), SHEET_PICTURES)).round().astype(int)
+    chosen = [entries[place] for place in places]
+    num_columns = min(SHEET_COLUMNS, max(len(chosen), 1))
+    cell_height = THUMBNAIL_SIDE + CAPTION_LINES * LINE_HEIGHT + 6
+    num_rows = max(1, -(-len(chosen) // num_columns))
+    sheet = Image.new("RGB", (num_columns * (THUMBNAIL_SIDE + 8), num_rows * cell_height), "white")
+    for number, entry in enumerate(chosen):
+        row, column = divmod(number, num_columns)
+        corner = (column * (THUMBNAIL_SIDE + 8) + 4, row * cell_height + 4)
+        _draw_cell(sheet, corner, entry, caption_by_sha.get(entry.sha256, ""), images)
+    return sheet
+
+
+def _draw_cell(
+    sheet: Image.Image, corner: tuple[int, int], entry: ImageEntry, caption: str, images: ImageStore
+) -> None:
+    sheet.paste(ImageOps.contain(images.open(entry.sha256), (THUMBNAIL_SIDE, THUMBNAIL_SIDE)), corner)
+    lines = textwrap.wrap(caption, LINE_CHARACTERS, max_lines=CAPTION_LINES, placeholder="…")
+    ImageDraw.Draw(sheet).multiline_text(
+        (corner[0], corner[1] + THUMBNAIL_SIDE), "\n".join(lines), fill="black", font=ImageFont.load_default(10)
+    )
+
+
+def _count_captions_per_image(shas: Sequence[str]) -> dict[str, int]:
+    images_by_number = Counter(Counter(shas).values())
+    return {str(number): images_by_number[number] for number in sorted(images_by_number)}
+
+
+def _measure_images(images: ImageStore) -> dict[str, dict[str, float]]:
+    sizes = np.array([(entry.width, entry.height, entry.bytes) for entry in images], dtype=np.int64).reshape(-1, 3)
+    return {name: _percentiles(sizes[:, column]) for column, name in enumerate(("width", "height", "bytes"))}
+
+
+def _bin_edges(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Whole numbers, at most about MAX_BARS bins."""
+    lowest, highest = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+    width = -(-(highest - lowest + 1) // MAX_BARS)
+    return np.arange(lowest, highest + width + 1, width)
+
+
+def _percentiles(values: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Empty when there are no values: JSON knows no NaN."""
+    if not len(values):
+        return {}
+    return {
+        f"p{share}": float(value) for share, value in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)
+    }

@@ -1,0 +1,123 @@
+"""Base and tuned captions of the held-out pictures, from one loaded model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from qwen_vl_lora.exceptions import DataFormatError
+from qwen_vl_lora.features.inputs import choose_pictures
+from qwen_vl_lora.features.store import FeatureStore
+from qwen_vl_lora.modeling.adapter import Adapter
+from qwen_vl_lora.modeling.base_model import BaseModel
+from qwen_vl_lora.modeling.chat import ChatEncoder
+from qwen_vl_lora.modeling.devices import choose_device
+from qwen_vl_lora.modeling.pictures import PictureSizer
+from qwen_vl_lora.parameters import GenerationParameters, ImageParameters, PromptParameters
+from qwen_vl_lora.samples.conversations import Conversation, Message, Part, TextPart, parse_conversation
+from qwen_vl_lora.samples.image_store import ImageStore
+from qwen_vl_lora.scoring.generation import write_captions
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about held-out pictures once, however many references answer it."""
+
+    conversation: Conversation
+    references: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The last user turn's text."""
+        asked = [parts for role, parts in self.conversation.turns if role == "user"][-1]
+        return _text(asked)
+
+
+def group_questions(conversations: Sequence[Conversation]) -> list[Question]:
+    """Conversations with the same pictures and words up to the last answer, as one question with all its answers.
+
+    Raises:
+        DataFormatError: if a conversation does not end with an answer to compare with.
+    """
+    answers: dict[tuple[Message, ...], list[str]] = {}
+    first: dict[tuple[Message, ...], Conversation] = {}
+    for conversation in conversations:
+        role, answer = conversation.turns[-1]
+        if role != "assistant":
+            raise DataFormatError(f"Test conversation {conversation.id!r} ends without an assistant turn to compare.")
+        asked = conversation.turns[:-1]
+        first.setdefault(asked, conversation)
+        answers.setdefault(asked, []).append(_text(answer))
+    return [Question(first[asked], tuple(answers[asked])) for asked in answers]
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """The blocks of parameters.yml that captioning reads."""
+
+    prompt: PromptParameters
+    image: ImageParameters
+    generation: GenerationParameters
+    vision: Literal["frozen", "adapted"]
+    dtype: str
+    device: str
+
+
+def compare_captions(
+    base_model: BaseModel,
+    adapter: Adapter,
+    images: ImageStore,
+    store: FeatureStore,
+    records: Sequence[dict[str, Any]],
+    settings: EvaluationSettings,
+) -> pd.DataFrame:
+    """Captions before and after for held-out conversations.
+
+    The base side is the tuned model with its adapter switched off: one model in memory.
+
+    Returns:
+        One row for each question: `image_id,image_path,prompt,references,base_caption,tuned_caption`.
+
+    Raises:
+        AdapterError: if the adapter was trained on another base, prompt or image size.
+    """
+    adapter.check_fits(base_model, settings.prompt, settings.image)
+    questions = group_questions([parse_conversation(record) for record in records])
+    processor = base_model.load_processor()
+    sizer = PictureSizer.for_processor(processor, settings.image)
+    encoder = ChatEncoder(processor, sizer, images)
+    prompts = [encoder.encode_prompt(question.conversation) for question in questions]
+    pictures = choose_pictures(settings.vision, base_model, store, images, settings.dtype, processor, sizer)
+    model = adapter.attach(base_model.load_model(settings.dtype, choose_device(settings.device)))
+
+    tuned = write_captions(model, processor, prompts, pictures, settings.generation, "tuned captions")
+    with model.disable_adapter():
+        base = write_captions(model, processor, prompts, pictures, settings.generation, "base captions")
+    return _table(questions, images, base, tuned)
+
+
+def _table(
+    questions: Sequence[Question], images: ImageStore, base: Sequence[str], tuned: Sequence[str]
+) -> pd.DataFrame:
+    paths = [next(iter(question.conversation.image_paths), "") for question in questions]
+    return pd.DataFrame(
+        {
+            "image_id": [
+                images.by_path(path).id if path else question.conversation.id
+                for path, question in zip(paths, questions, strict=True)
+            ],
+            "image_path": paths,
+            "prompt": [question.text for question in questions],
+            "references": [json.dumps(question.references, ensure_ascii=False) for question in questions],
+            "base_caption": base,
+            "tuned_caption": tuned,
+        }
+    )
+
+
+def _text(parts: Sequence[Part]) -> str:
+    return " ".join(part.text.strip() for part in parts if isinstance(part, TextPart))

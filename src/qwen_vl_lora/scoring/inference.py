@@ -1,0 +1,217 @@
+"""Captions for pictures that belong to no data run: a folder, a table or a single file of the user's.
+
+Prompt, image size and generation settings are those that the adapter was trained with. A picture
+that cannot be used gets its reason in place of a caption. What was captioned is noted as it comes,
+so a killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+
+from qwen_vl_lora.features.inputs import PixelPictures
+from qwen_vl_lora.modeling.adapter import Adapter
+from qwen_vl_lora.modeling.base_model import BaseModel, digest
+from qwen_vl_lora.modeling.chat import ChatEncoder
+from qwen_vl_lora.modeling.devices import choose_device
+from qwen_vl_lora.modeling.fingerprints import files_sha256
+from qwen_vl_lora.modeling.pictures import PictureSizer
+from qwen_vl_lora.parameters import (
+    GenerationParameters,
+    ImageParameters,
+    Parameters,
+    PromptParameters,
+    TrainingParameters,
+)
+from qwen_vl_lora.samples.conversations import Conversation, ImagePart, Message, TextPart
+from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
+from qwen_vl_lora.samples.named_pictures import Gathered
+from qwen_vl_lora.samples.texts import spreadsheet_cell
+from qwen_vl_lora.scoring.generation import write_captions
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("image_path", "caption", "reason")
+IMAGE_SIZES = ("resized_height", "resized_width", "min_pixels", "max_pixels")
+_BATCHES_PER_NOTE = 4
+"""Batches between two notes of what is done: a killed run repeats at most these."""
+
+
+@dataclass(frozen=True)
+class CaptionSettings:
+    """How pictures are asked about, and where the model runs."""
+
+    prompt: PromptParameters
+    image: ImageParameters
+    generation: GenerationParameters
+    dtype: str
+    device: str
+
+    @classmethod
+    def of_adapter(
+        cls, adapter: Adapter, image: ImageParameters, generation: GenerationParameters, device: str
+    ) -> Self:
+        """The adapter's own settings; only what its training did not fix comes from the configuration.
+
+        Args:
+            image: limits on files; its size is replaced by the adapter's.
+            generation: its batch_size, which changes no caption.
+        """
+        record = adapter.record
+        sizes = {name: record["image"][name] for name in IMAGE_SIZES}
+        return cls(
+            prompt=PromptParameters.model_validate(record["prompt"]),
+            image=ImageParameters.model_validate({**image.model_dump(), **sizes}),
+            generation=GenerationParameters.model_validate(
+                {**record["generation"], "batch_size": generation.batch_size}
+            ),
+            dtype=TrainingParameters.model_validate(record["training_args"]).dtype,
+            device=device,
+        )
+
+    @classmethod
+    def of_parameters(cls, parameters: Parameters) -> Self:
+        """The configured settings, for a base model without an adapter."""
+        return cls(
+            prompt=parameters.prompt,
+            image=parameters.image,
+            generation=parameters.generation,
+            dtype=parameters.training_args.dtype,
+            device=parameters.device,
+        )
+
+    def asking(self, user: str) -> Self:
+        """The same with another question."""
+        prompt = PromptParameters.model_validate({**self.prompt.model_dump(), "user": user})
+        return replace(self, prompt=prompt)
+
+
+class Captioner:
+    """A base model, with an adapter or without, ready to caption pictures. Loads weights at the first caption.
+
+    Raises:
+        AdapterError: if the adapter was trained on another base.
+    """
+
+    def __init__(self, base_model: BaseModel, adapter: Adapter | None, settings: CaptionSettings) -> None:
+        if adapter is not None:
+            record = adapter.record
+            adapter.check_fits(
+                base_model,
+                PromptParameters.model_validate(record["prompt"]),
+                ImageParameters.model_validate(record["image"]),
+            )
+        self.settings = settings
+        self._base_model = base_model
+        self._adapter = adapter
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        model = self._base_model.load_model(self.settings.dtype, choose_device(self.settings.device))
+        return model if self._adapter is None else self._adapter.attach(model)
+
+    @functools.cached_property
+    def _processor(self) -> Any:
+        return self._base_model.load_processor()
+
+    def caption(self, images: ImageStore, sha256s: Sequence[str], description: str = "captions") -> list[str]:
+        """One caption for each picture, in order. `description` labels the progress bar."""
+        sizer = PictureSizer.for_processor(self._processor, self.settings.image)
+        encoder = ChatEncoder(self._processor, sizer, images)
+        prompts = [encoder.encode_prompt(self._ask(images.by_sha256(sha256))) for sha256 in sha256s]
+        pictures = PixelPictures(images, self._processor, sizer)
+        return write_captions(self._model, self._processor, prompts, pictures, self.settings.generation, description)
+
+    def _ask(self, entry: ImageEntry) -> Conversation:
+        prompt = self.settings.prompt
+        asked: Message = ("user", (ImagePart(entry.path), TextPart(prompt.user)))
+        system: list[Message] = [("system", (TextPart(prompt.system),))] if prompt.system is not None else []
+        return Conversation(entry.sha256, (*system, asked))
+
+    @property
+    def key(self) -> str:
+        """What decides a picture's caption besides its bytes: 16 hex digits."""
+        settings = self.settings
+        return digest(
+            {
+                "base_model": self._base_model.fingerprint,
+                "adapter": None if self._adapter is None else files_sha256(_weights_and_config(self._adapter)),
+                "prompt": settings.prompt.model_dump(),
+                "image": settings.image.model_dump(include=set(IMAGE_SIZES)),
+                "generation": settings.generation.model_dump(exclude={"batch_size"}),
+                "dtype": settings.dtype,
+                "device": choose_device(settings.device).type,
+                "packages": [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "transformers")],
+            }
+        )[:16]
+
+
+def _weights_and_config(adapter: Adapter) -> list[Path]:
+    return [adapter.path / "adapter_config.json", adapter.path / "adapter_model.safetensors"]
+
+
+class CaptionNotes:
+    """Captions written so far, one JSON line each, for one key of a `Captioner`."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.captions: dict[str, str] = {}
+        if file.is_file():
+            self._read()
+
+    def _read(self) -> None:
+        whole = self._file.read_bytes().rpartition(b"\n")[0]  # a kill may have cut the last line
+        for line in whole.splitlines():
+            note = json.loads(line)
+            self.captions[note["sha256"]] = note["caption"]
+        with self._file.open("rb+") as file:
+            file.truncate(len(whole) + 1 if whole else 0)
+
+    def add(self, captions: Mapping[str, str]) -> None:
+        """Note captions by sha256, on disk before this returns."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.open("a", encoding="utf-8") as file:
+            for sha256, caption in captions.items():
+                file.write(json.dumps({"sha256": sha256, "caption": caption}, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.captions.update(captions)
+
+
+def caption_gathered(captioner: Captioner, gathered: Gathered, notes: CaptionNotes) -> pd.DataFrame:
+    """Caption what has no note yet.
+
+    Returns:
+        A row for each named picture, in order: `image_path,caption,reason`.
+    """
+    missing = [sha256 for sha256 in gathered.usable if sha256 not in notes.captions]
+    done = len(gathered.usable) - len(missing)
+    if done:
+        logger.info("%d of %d pictures are captioned already.", done, len(gathered.usable))
+    step = captioner.settings.generation.batch_size * _BATCHES_PER_NOTE
+    for start in range(0, len(missing), step):
+        part = missing[start : start + step]
+        label = f"captions {start + 1} to {start + len(part)} of {len(missing)}"
+        notes.add(dict(zip(part, captioner.caption(gathered.images, part, label), strict=True)))
+    bad = sum(picture.sha256 is None for picture in gathered.named)
+    logger.info("%d pictures captioned, %d not usable (see the column `reason`).", len(gathered.named) - bad, bad)
+    return pd.DataFrame(
+        {
+            "image_path": [picture.path for picture in gathered.named],
+            "caption": [
+                spreadsheet_cell(notes.captions[picture.sha256]) if picture.sha256 else "" for picture in gathered.named
+            ],
+            "reason": [picture.reason for picture in gathered.named],
+        },
+        columns=list(COLUMNS),
+    )

@@ -1,0 +1,174 @@
+"""BLEU, ROUGE-L and CIDEr of base and tuned captions by the official COCO scorers, with bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pycocoevalcap.bleu.bleu_scorer import BleuScorer  # type: ignore[import-untyped]
+from pycocoevalcap.cider.cider import Cider  # type: ignore[import-untyped]
+from pycocoevalcap.rouge.rouge import Rouge  # type: ignore[import-untyped]
+
+from qwen_vl_lora.exceptions import DataFormatError
+from qwen_vl_lora.parameters import ScoringParameters
+from qwen_vl_lora.scoring.predictions import Prediction, read_predictions
+from qwen_vl_lora.scoring.tokenization import TOKENIZERS, Tokenizer, choose_tokenizer
+
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
+SIDES = ("base", "tuned")
+CONFIDENCE = 0.95
+FEW_IMAGES = 50
+"""Below this many images the intervals are so wide that metrics mean little."""
+
+_MAX_ORDER = 4
+_RESAMPLED_CELLS = 2_000_000  # weights held at once while resampling: 16 MB
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class SideScores:
+    """Scores of one side, base or tuned; arrays have one entry or row for each image, in order.
+
+    Attributes:
+        bleu_counts: (images, 10): matching n-grams of order 1–4, n-grams of order 1–4, length of the
+            caption, length of the closest reference. Corpus BLEU is a function of their sums.
+        bleu_4: sentence BLEU-4.
+        cider: on the 0–10 scale, with the document frequencies of all references.
+        exact: 1 where the tokens equal those of one reference.
+    """
+
+    bleu_counts: Floats
+    bleu_4: Floats
+    rouge_l: Floats
+    cider: Floats
+    exact: Floats
+
+
+def score_predictions(table: pd.DataFrame, parameters: ScoringParameters) -> tuple[dict[str, Any], pd.DataFrame]:
+    """`caption_metrics` and `caption_scores` of a `predictions` table.
+
+    Raises:
+        DataFormatError: when the table has not the form of `predictions`, or no reference holds a word.
+    """
+    predictions = read_predictions(table)
+    name = choose_tokenizer(parameters.tokenizer, (text for item in predictions for text in item.references))
+    tokenize = TOKENIZERS[name]
+    references = [[tokenize(text) for text in item.references] for item in predictions]
+    if not any(tokens for image in references for tokens in image):
+        raise DataFormatError(
+            f"No reference in predictions holds a token for the tokenizer `{name}`, so nothing can be scored. "
+            "Check the captions of the source, or set scoring.tokenizer."
+        )
+    scores = {side: _score_side(_captions(predictions, side, tokenize), references) for side in SIDES}
+    metrics = {
+        "num_images": len(predictions),
+        "tokenizer": name,
+        **_corpus_metrics(scores),
+        "exact_match": {side: float(scores[side].exact.mean()) for side in SIDES},
+        "confidence": _confidence(scores, parameters),
+    }
+    return metrics, _caption_scores(table, scores)
+
+
+def _captions(predictions: Sequence[Prediction], side: str, tokenize: Tokenizer) -> list[list[str]]:
+    return [tokenize(item.base_caption if side == "base" else item.tuned_caption) for item in predictions]
+
+
+def _score_side(captions: Sequence[list[str]], references: Sequence[list[list[str]]]) -> SideScores:
+    # The scorers take blank-separated tokens by image. The key is the row: two images may share an id.
+    results = {row: [" ".join(tokens)] for row, tokens in enumerate(captions)}
+    truths = {row: [" ".join(tokens) for tokens in image] for row, image in enumerate(references)}
+    bleu_counts, bleu_4 = _bleu(results, truths)
+    has_tokens = np.array([bool(tokens) for tokens in captions], dtype=float)
+    _, rouge_l = Rouge().compute_score(truths, results)
+    _, cider = Cider().compute_score(truths, results)
+    exact = [float(bool(tokens) and tokens in image) for tokens, image in zip(captions, references, strict=True)]
+    # Rouge counts the empty caption as one empty token, which would match an empty reference.
+    return SideScores(bleu_counts, bleu_4, rouge_l * has_tokens, cider, np.array(exact))
+
+
+def _bleu(results: Mapping[int, list[str]], truths: Mapping[int, list[str]]) -> tuple[Floats, Floats]:
+    """Counts behind corpus BLEU, and sentence BLEU-4, of each image."""
+    scorer = BleuScorer(n=_MAX_ORDER)
+    for row, (caption,) in results.items():
+        scorer += (caption, truths[row])
+    _, sentence = scorer.compute_score(option="closest", verbose=0)
+    counts = [
+        [
+            *image["correct"],
+            *image["guess"],
+            image["testlen"],
+            min((abs(length - image["testlen"]), length) for length in image["reflen"])[1],
+        ]
+        for image in scorer.ctest
+    ]
+    return np.array(counts, dtype=float), np.array(sentence[_MAX_ORDER - 1])
+
+
+def corpus_bleu(sums: Floats) -> Floats:
+    """BLEU-1 to 4 from summed counts (…, 10), as BleuScorer computes them: (…, 4)."""
+    small, tiny = 1e-9, 1e-15  # BleuScorer's own guards against division by zero
+    correct, guess, caption_length, reference_length = np.split(sums, (4, 8, 9), axis=-1)
+    precision = np.cumprod((correct + tiny) / (guess + small), axis=-1) ** (1 / np.arange(1, _MAX_ORDER + 1))
+    ratio = (caption_length + tiny) / (reference_length + small)
+    return np.asarray(precision * np.exp(np.minimum(0.0, 1 - 1 / ratio)))
+
+
+def _side_metrics(scores: SideScores, weights: Floats) -> Floats:
+    """METRICS of resampled corpora: weights (resamples, images) sum to the number of images in each row."""
+    means = weights @ np.stack([scores.rouge_l, scores.cider], axis=1) / weights.shape[1]
+    return np.concatenate([corpus_bleu(weights @ scores.bleu_counts), means], axis=1)
+
+
+def _named(values: Floats) -> dict[str, float]:
+    return {name: float(value) for name, value in zip(METRICS, values, strict=True)}
+
+
+def _corpus_metrics(scores: Mapping[str, SideScores]) -> dict[str, dict[str, float]]:
+    once = np.ones((1, len(scores["base"].cider)))
+    base, tuned = (_side_metrics(scores[side], once)[0] for side in SIDES)
+    return {"base": _named(base), "tuned": _named(tuned), "delta": _named(tuned - base)}
+
+
+def _confidence(scores: Mapping[str, SideScores], parameters: ScoringParameters) -> dict[str, Any]:
+    """Percentile bootstrap over images. Base and tuned share each resample, so the delta's interval is paired.
+
+    CIDEr keeps the document frequencies of the whole test set: resampling them too would count a
+    repeated image's words as common.
+    """
+    images = len(scores["base"].cider)
+    rng = np.random.default_rng(parameters.seed)
+    rows = max(1, _RESAMPLED_CELLS // images)
+    base: list[Floats] = []
+    tuned: list[Floats] = []
+    for start in range(0, parameters.bootstrap_samples, rows):
+        size = min(rows, parameters.bootstrap_samples - start)
+        weights = rng.multinomial(images, np.full(images, 1 / images), size=size).astype(float)
+        base.append(_side_metrics(scores["base"], weights))
+        tuned.append(_side_metrics(scores["tuned"], weights))
+    sampled = {"base": np.concatenate(base), "tuned": np.concatenate(tuned)}
+    sampled["delta"] = sampled["tuned"] - sampled["base"]
+    intervals = {side: _intervals(values) for side, values in sampled.items()}
+    return {"level": CONFIDENCE, "resamples": parameters.bootstrap_samples, **intervals}
+
+
+def _intervals(values: Floats) -> dict[str, list[float]]:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(values, [tail, 1 - tail], axis=0)
+    return {name: [float(low[i]), float(high[i])] for i, name in enumerate(METRICS)}
+
+
+def _caption_scores(table: pd.DataFrame, scores: Mapping[str, SideScores]) -> pd.DataFrame:
+    columns: dict[str, Any] = {"image_id": table["image_id"].to_numpy()}
+    for side in SIDES:
+        columns[f"{side}_cider"] = scores[side].cider
+        columns[f"{side}_rouge_l"] = scores[side].rouge_l
+        columns[f"{side}_bleu_4"] = scores[side].bleu_4
+        columns[f"{side}_exact_match"] = scores[side].exact.astype(bool)
+    columns["cider_gain"] = scores["tuned"].cider - scores["base"].cider
+    return pd.DataFrame(columns)

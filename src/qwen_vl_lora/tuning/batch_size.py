@@ -1,0 +1,119 @@
+"""`per_device_train_batch_size: auto`: the most captions of one forward pass that fit in memory.
+
+The optimizer step stays what the recipe says; only how it is cut into passes is found here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional
+
+from qwen_vl_lora.exceptions import DeviceError
+from qwen_vl_lora.modeling.chat import EncodedConversation
+from qwen_vl_lora.tuning.collator import ForwardPass, RowCollator, to_device
+from qwen_vl_lora.tuning.rows import plan_passes
+
+logger = logging.getLogger(__name__)
+
+CHOICE_FILE = "batch_size"
+
+# Of what is free: the rest is for the optimizer, the allocator's gaps and what else the machine does.
+_CPU_SHARE, _CUDA_SHARE = 0.5, 0.9
+
+
+def choose_batch_size(
+    model: Any,
+    conversations: Sequence[EncodedConversation],
+    collator: RowCollator,
+    rows: Literal["shared", "separate"],
+    most: int,
+    job_folder: Path,
+) -> int:
+    """Captions of one forward pass; the first choice is kept, so that a resumed run cuts its steps alike.
+
+    Args:
+        conversations: the training set; its longest decide.
+        most: captions of one optimizer step on this device.
+        job_folder: where the choice is kept.
+
+    Raises:
+        DeviceError: if a single caption does not fit.
+    """
+    note = job_folder / CHOICE_FILE
+    if note.is_file():
+        return int(note.read_text())
+    size = _largest_that_fits(model, conversations, collator, rows, most)
+    logger.info("per_device_train_batch_size: auto is %d (an optimizer step holds %d).", size, most)
+    note.write_text(str(size))
+    return size
+
+
+def _largest_that_fits(
+    model: Any,
+    conversations: Sequence[EncodedConversation],
+    collator: RowCollator,
+    rows: Literal["shared", "separate"],
+    most: int,
+) -> int:
+    longest = sorted(conversations, key=lambda conversation: len(conversation.ids), reverse=True)
+    size = most
+    while size >= 1:
+        passes = plan_passes(longest[:most], rows, size)
+        if _fits(model, collator(passes[0])):
+            return size
+        size //= 2
+    raise DeviceError(
+        f"One caption of {len(longest[0].ids)} tokens does not fit in memory ({_free_bytes(model.device) / 2**30:.1f} "
+        "GiB free). Lower the image size or lora.r, set gradient_checkpointing: true, or use bf16."
+    )
+
+
+def _fits(model: Any, forward: ForwardPass) -> bool:
+    if model.device.type == "cpu":
+        return _saved_bytes(model, forward) <= _CPU_SHARE * _free_bytes(model.device)
+    try:
+        _run(model, forward)
+        return torch.cuda.max_memory_allocated() <= _CUDA_SHARE * torch.cuda.get_device_properties(0).total_memory
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _run(model: Any, forward: ForwardPass) -> None:
+    """One forward and backward pass that leaves the random numbers as they were."""
+    model.train()
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        logits = model(**to_device(forward.inputs, model.device), use_cache=False).logits
+        rows, columns = forward.source.to(model.device)
+        functional.cross_entropy(logits[rows, columns].float(), forward.labels.to(model.device)).backward()
+
+
+def _saved_bytes(model: Any, forward: ForwardPass) -> int:
+    """Bytes that the pass keeps for its backward. A CPU gives no out-of-memory error to catch: it is killed."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        _run(model, forward)
+    model.zero_grad()
+    return sum(kept.values())
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines() if Path("/proc/meminfo").is_file() else []
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    return free[0] if free else 8 * 2**30

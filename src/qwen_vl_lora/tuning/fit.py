@@ -1,0 +1,373 @@
+"""Training from conversations to a staged adapter directory."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import EarlyStoppingCallback, TrainingArguments
+
+from qwen_vl_lora.exceptions import DataFormatError, TrainingError
+from qwen_vl_lora.features.inputs import choose_pictures
+from qwen_vl_lora.features.store import FeatureStore
+from qwen_vl_lora.modeling.base_model import BaseModel, digest
+from qwen_vl_lora.modeling.chat import ChatEncoder, EncodedConversation, keep_fitting
+from qwen_vl_lora.modeling.devices import choose_device
+from qwen_vl_lora.modeling.lora import add_adapter, check_vision_is_untouched, trainable_parameters
+from qwen_vl_lora.modeling.pictures import PictureSizer
+from qwen_vl_lora.samples.conversations import parse_conversation
+from qwen_vl_lora.samples.image_store import ImageStore
+from qwen_vl_lora.tuning.batch_size import choose_batch_size
+from qwen_vl_lora.tuning.checkpoints import TrainingJob, find_checkpoint
+from qwen_vl_lora.tuning.collator import ForwardPass, RowCollator, to_device
+from qwen_vl_lora.tuning.rows import Row, StepSampler, plan_passes, share_groups
+from qwen_vl_lora.tuning.settings import TrainingSettings
+from qwen_vl_lora.tuning.trainer import LOG_COLUMNS, CaptionTrainer, read_log
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What is trained on: conversations in their stored form, and where their pictures are."""
+
+    images: ImageStore
+    store: FeatureStore
+    train: Sequence[Record]
+    validation: Sequence[Record]
+
+
+@dataclass(frozen=True)
+class FittedAdapter:
+    """What training gives back.
+
+    Attributes:
+        directory: staged PEFT directory, to be published by rename.
+        log: rows of `training_log`.
+        summary: `training_summary`.
+        preview: `batch_preview`.
+    """
+
+    directory: Path
+    log: list[Record]
+    summary: Record
+    preview: Record
+
+    def log_table(self) -> pd.DataFrame:
+        """`training_log`, with every column also where nothing was measured."""
+        return pd.DataFrame(self.log, columns=list(LOG_COLUMNS))
+
+
+def fit_adapter(
+    base_model: BaseModel, data: TrainingData, settings: TrainingSettings, workspace: Path
+) -> FittedAdapter:
+    """Train a LoRA adapter, or go on with an unfinished training of the very same one.
+
+    Raises:
+        DataFormatError: if there is nothing to train on, or too much of it is too long.
+        TrainingError: if the result would be wrong: a trainable tower, pictures that do not reach the model, a NaN.
+        DeviceError: if the device is not there.
+    """
+    device = choose_device(settings.device)
+    job = TrainingJob(job_inputs(base_model, data, settings), workspace / "training")
+    job.open()
+    checkpoint = find_checkpoint(job, settings.resume)
+    processor = base_model.load_processor()
+    sizer = PictureSizer.for_processor(processor, settings.image)
+    train = _encode(data.train, "training", processor, sizer, data.images, settings)
+    validation = _encode(data.validation, "validation", processor, sizer, data.images, settings)
+    _check_there_is_something(train, validation, settings)
+
+    dtype = settings.training_args.dtype
+    pictures = choose_pictures(settings.vision, base_model, data.store, data.images, dtype, processor, sizer)
+    model = base_model.load_model(dtype, device)
+    model = add_adapter(model, settings.lora, settings.vision, settings.training_args.seed)
+    if settings.training_args.gradient_checkpointing:
+        checkpoint_activations(model, settings.vision)
+    collator = RowCollator(pictures, processor.tokenizer.pad_token_id, sizer.merge_size)
+    size = _batch_size(model, train, collator, settings, job)
+    trainer = build_trainer(model, train, validation, collator, settings, size, job.folder)
+    first = collator(first_pass(train, settings, size))
+    check_pictures_reach_the_model(model, first, device)
+
+    started = time.perf_counter()
+    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.perf_counter() - started
+    check_vision_is_untouched(model, settings.vision)
+
+    log = read_log(trainer.state.log_history)
+    summary = {
+        **_summary(trainer, log, train, seconds, outcome.global_step),
+        "trainable_parameters": trainable_parameters(model),
+        "device": str(device),
+        "resumed_from": checkpoint.name if checkpoint else None,
+        "left_out_too_long": len(data.train) - len(train),
+    }
+    record = {**adapter_record(base_model, data, settings), "training": summary}
+    directory = stage_adapter(model, job.folder / "adapter", record)
+    job.close()
+    return FittedAdapter(directory, log, summary, preview_batch(first, processor))
+
+
+def job_inputs(base_model: BaseModel, data: TrainingData, settings: TrainingSettings) -> Record:
+    """Everything that decides the adapter's bits: an unfinished run resumes only where all of it is equal."""
+    return {
+        "base_model": base_model.fingerprint,
+        "train_conversations": digest(list(data.train)),
+        "validation_conversations": digest(list(data.validation)),
+        "image": settings.image.model_dump(include={"resized_height", "resized_width", "min_pixels", "max_pixels"}),
+        "max_length": settings.max_length,
+        "lora": settings.lora.model_dump(),
+        "training_args": settings.training_args.model_dump(),
+        "vision": settings.vision,
+        "rows": settings.rows,
+        "device": settings.device,
+        "threads": torch.get_num_threads(),
+        "packages": {
+            name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")
+        },
+    }
+
+
+def _encode(
+    records: Sequence[Record],
+    split: str,
+    processor: Any,
+    sizer: PictureSizer,
+    images: ImageStore,
+    settings: TrainingSettings,
+) -> list[EncodedConversation]:
+    encoder = ChatEncoder(processor, sizer, images)
+    encoded = [encoder.encode(parse_conversation(record)) for record in records]
+    silent = [item.id for item in encoded if not item.scored.any()]
+    if silent:
+        raise DataFormatError(
+            f"{len(silent)} {split} conversations hold no assistant turn, so nothing in them is scored; "
+            f"the first is {silent[0]!r}. Every conversation needs an answer."
+        )
+    return keep_fitting(encoded, settings.max_length, settings.max_share)
+
+
+def _check_there_is_something(
+    train: Sequence[EncodedConversation], validation: Sequence[EncodedConversation], settings: TrainingSettings
+) -> None:
+    if not train:
+        raise DataFormatError("train_conversations is empty. Run data_engineering on a source with more images.")
+    if not validation and settings.training_args.eval_strategy != "no":
+        raise DataFormatError(
+            "validation_conversations is empty, but training_args.eval_strategy is "
+            f"`{settings.training_args.eval_strategy}`. Raise split.validation_images and run data_engineering, or "
+            "set eval_strategy: 'no'."
+        )
+
+
+def checkpoint_activations(model: Any, vision: str) -> None:
+    """Recompute the language model's layers in the backward pass, but never a frozen tower's.
+
+    The last layer keeps its activations: its backward comes first, when the memory is there anyway.
+    """
+    inner = model.get_base_model().model
+    arguments = {"use_reentrant": False}
+    inner.language_model.gradient_checkpointing_enable(arguments)
+    inner.language_model.layers[-1].gradient_checkpointing = False
+    if vision == "adapted":
+        inner.visual.gradient_checkpointing_enable(arguments)
+
+
+def captions_per_device(settings: TrainingSettings) -> int:
+    """Captions of one optimizer step on one device."""
+    size = settings.training_args.per_device_train_batch_size
+    return (1 if size == "auto" else size) * settings.training_args.gradient_accumulation_steps
+
+
+def _batch_size(
+    model: Any,
+    train: Sequence[EncodedConversation],
+    collator: RowCollator,
+    settings: TrainingSettings,
+    job: TrainingJob,
+) -> int:
+    """Captions of one forward pass."""
+    size = settings.training_args.per_device_train_batch_size
+    if size != "auto":
+        return size
+    return choose_batch_size(model, train, collator, settings.rows, captions_per_device(settings), job.folder)
+
+
+def first_pass(train: Sequence[EncodedConversation], settings: TrainingSettings, size: int) -> list[Row]:
+    """The rows of the first forward pass of the run."""
+    step = [train[index] for index in _sampler(train, settings).steps()[0]]
+    return plan_passes(step, settings.rows, size)[0]
+
+
+def _sampler(
+    train: Sequence[EncodedConversation], settings: TrainingSettings, rank: int = 0, world_size: int = 1
+) -> StepSampler:
+    step_size = captions_per_device(settings) * world_size
+    seed = settings.training_args.seed
+    return StepSampler(share_groups(train, settings.rows), step_size, seed, rank, world_size)
+
+
+def build_trainer(
+    model: Any,
+    train: Sequence[EncodedConversation],
+    validation: Sequence[EncodedConversation],
+    collator: RowCollator,
+    settings: TrainingSettings,
+    size: int,
+    output_dir: Path,
+) -> CaptionTrainer:
+    """A trainer whose loader gives one optimizer step at a time."""
+    arguments = TrainingArguments(
+        **{
+            **settings.training_args.to_training_arguments(),
+            # One item of the loader is one optimizer step; forward passes are cut inside it.
+            "per_device_train_batch_size": captions_per_device(settings),
+            "gradient_accumulation_steps": 1,
+            "dataloader_pin_memory": False,
+            "logging_nan_inf_filter": False,
+            "remove_unused_columns": False,
+            "label_names": [],
+            "report_to": [],
+            "disable_tqdm": not sys.stderr.isatty(),
+            "output_dir": str(output_dir),
+            "use_cpu": choose_device(settings.device).type == "cpu",
+        }
+    )
+    patience = settings.training_args.early_stopping_patience
+    return CaptionTrainer(
+        model,
+        arguments,
+        train=train,
+        validation=validation,
+        plan=partial(plan_passes, rows=settings.rows, batch_size=size),
+        collator=collator,
+        sampler=_sampler(train, settings, arguments.process_index, arguments.world_size),
+        callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
+    )
+
+
+@torch.no_grad()
+def check_pictures_reach_the_model(model: Any, forward: ForwardPass, device: torch.device) -> None:
+    """Whether the answer changes with the picture: with a wrong image token it silently does not.
+
+    Raises:
+        TrainingError: if the logits are the same for a blank picture.
+    """
+    inputs = to_device(forward.inputs, device)
+    if "mm_encoder_outputs" not in inputs and "pixel_values" not in inputs:
+        return
+    model.eval()
+    seen = model(**inputs, use_cache=False).logits
+    blank = model(**{**inputs, **_blanked(inputs)}, use_cache=False).logits
+    if torch.equal(seen, blank):
+        raise TrainingError(
+            "The model's answer does not change when its pictures are blanked, so they do not reach it. Check that "
+            "config.json's image_token_id is the id of the tokenizer's image token."
+        )
+
+
+def _blanked(inputs: Record) -> Record:
+    if "pixel_values" in inputs:
+        return {"pixel_values": torch.zeros_like(inputs["pixel_values"])}
+    output = inputs["mm_encoder_outputs"]["image"]
+    blank = type(output)(pooler_output=tuple(torch.zeros_like(part) for part in output.pooler_output))
+    return {"mm_encoder_outputs": {"image": blank}}
+
+
+def stage_adapter(model: Any, directory: Path, record: Record) -> Path:
+    """Write the PEFT directory with its record."""
+    shutil.rmtree(directory, ignore_errors=True)
+    model.save_pretrained(directory)
+    (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty template; the record says more
+    text = json.dumps(record, indent=2, ensure_ascii=False)
+    (directory / "adapter_record.json").write_text(text, encoding="utf-8")
+    return directory
+
+
+def adapter_record(base_model: BaseModel, data: TrainingData, settings: TrainingSettings) -> Record:
+    """What made this adapter, and how it wants to be asked."""
+    return {
+        "base_model": {
+            "name": base_model.name,
+            "revision": base_model.revision,
+            "fingerprint": base_model.fingerprint,
+            "files": base_model.files,
+        },
+        "prompt": settings.prompt.model_dump(),
+        "image": settings.image.model_dump(),
+        "generation": settings.generation.model_dump(),
+        "max_length": settings.max_length,
+        "vision": settings.vision,
+        "rows": settings.rows,
+        "lora": settings.lora.model_dump(),
+        "training_args": settings.training_args.model_dump(),
+        "data": {
+            "train_conversations": {"sha256": digest(list(data.train)), "samples": len(data.train)},
+            "validation_conversations": {"sha256": digest(list(data.validation)), "samples": len(data.validation)},
+        },
+    }
+
+
+def _summary(
+    trainer: CaptionTrainer, log: list[Record], train: Sequence[EncodedConversation], seconds: float, steps: int
+) -> Record:
+    losses = [row["loss"] for row in log if "loss" in row]
+    captions = round(len(train) * (trainer.state.epoch or 0))
+    on_gpu = trainer.args.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "steps": steps,
+        "epochs": trainer.state.epoch,
+        "samples": len(train),
+        "seconds": round(seconds, 3),
+        "samples_per_second": round(captions / seconds, 3),
+        "peak_memory_mb": round(peak / 2**20, 1),
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "best_step": trainer.state.best_global_step or steps,
+        "best_validation_loss": trainer.state.best_metric,
+    }
+
+
+def preview_batch(forward: ForwardPass, processor: Any) -> Record:
+    """The first training batch as the model sees it: tokens, what is scored, image tokens per picture."""
+    tokenizer = processor.tokenizer
+    ids = forward.inputs["input_ids"]
+    image_token = tokenizer.convert_tokens_to_ids(processor.image_token)
+    scored_in_row = [forward.labels[forward.source[0] == row] for row in range(len(ids))]
+    rows = []
+    for row, scored in zip(ids, scored_in_row, strict=True):
+        kept = row[row != tokenizer.pad_token_id] if (row == tokenizer.pad_token_id).any() else row
+        rows.append(
+            {
+                "text": _shorten(tokenizer.decode(kept), processor.image_token),
+                "scored": tokenizer.decode(scored),
+                "tokens": len(kept),
+                "scored_tokens": len(scored),
+                "image_tokens": int((kept == image_token).sum()),
+            }
+        )
+    return {"sample_ids": forward.sample_ids, "padded_length": ids.shape[1], "rows": rows}
+
+
+def _shorten(text: str, image_token: str) -> str:
+    """One image token with its count in place of the whole run."""
+    import re
+
+    runs = re.compile(f"(?:{re.escape(image_token)})+")
+    return runs.sub(lambda run: f"{image_token}×{len(run[0]) // len(image_token)}", text)

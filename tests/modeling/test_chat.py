@@ -1,0 +1,96 @@
+"""Token ids are the chat template's, and only answers are scored."""
+
+import pytest
+from tiny_models import captioned
+
+from qwen_vl_lora.exceptions import DataFormatError
+from qwen_vl_lora.modeling.chat import ChatEncoder, keep_fitting
+from qwen_vl_lora.modeling.pictures import PictureSizer
+from qwen_vl_lora.samples.conversations import parse_conversation
+
+
+@pytest.fixture
+def encoder(processor, images, image_parameters):
+    return ChatEncoder(processor, PictureSizer.for_processor(processor, image_parameters), images)
+
+
+def talk(*turns):
+    return parse_conversation(
+        {"id": "talk", "conversations": [{"from": role, "value": value} for role, value in turns]}
+    )
+
+
+def marker(entry):
+    return f"<|vision_start|>{entry.path}<|vision_end|>"
+
+
+def scored_text(processor, encoded):
+    return processor.tokenizer.decode(encoded.ids[encoded.scored])
+
+
+def test_ids_are_what_the_processor_makes_of_picture_and_text(encoder, processor, images, image_parameters):
+    sizer = PictureSizer.for_processor(processor, image_parameters)
+    for entry in images:
+        ours = encoder.encode(parse_conversation(captioned("a", entry.path, "big red circle")))
+        messages = [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe this picture."}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "big red circle"}]},
+        ]
+        text = processor.apply_chat_template(messages, tokenize=False)
+        picture = sizer.resize(images.open(entry.sha256))
+        theirs = processor(text=[text], images=[picture], do_resize=False)["input_ids"][0]
+        assert ours.ids.tolist() == list(theirs)
+
+
+def test_only_the_caption_and_its_end_token_are_scored(encoder, processor, images):
+    encoded = encoder.encode(parse_conversation(captioned("a", next(iter(images)).path, "big red circle")))
+    assert scored_text(processor, encoded) == "big red circle<|im_end|>"
+
+
+def test_every_answer_of_several_turns_is_scored(encoder, processor, images):
+    first = next(iter(images))
+    encoded = encoder.encode(
+        talk(("user", marker(first) + "What is it?"), ("assistant", "a star"), ("user", "Big?"), ("assistant", "yes"))
+    )
+    assert scored_text(processor, encoded) == "a star<|im_end|>yes<|im_end|>"
+
+
+def test_several_pictures_keep_their_order_and_token_counts(encoder, processor, images):
+    one, two, *_ = images
+    encoded = encoder.encode(talk(("user", f"{marker(two)} and {marker(one)}?"), ("assistant", "two")))
+    assert encoded.images == (two.sha256, one.sha256)
+    assert encoded.is_image.sum() == sum(down * across // 4 for _, down, across in encoded.grids)
+
+
+def test_text_without_pictures_is_a_conversation_too(encoder, processor):
+    encoded = encoder.encode(talk(("user", "Hello"), ("assistant", "Hi")))
+    assert encoded.images == ()
+    assert scored_text(processor, encoded) == "Hi<|im_end|>"
+
+
+def test_a_system_turn_replaces_the_templates_own(encoder, processor):
+    encoded = encoder.encode(talk(("system", "Be terse."), ("user", "Hello"), ("assistant", "Hi")))
+    assert processor.tokenizer.decode(encoded.ids).startswith("<|im_start|>system\nBe terse.<|im_end|>\n")
+
+
+def test_a_prompt_ends_where_the_answer_begins(encoder, processor, images):
+    conversation = parse_conversation(captioned("a", next(iter(images)).path, "big red circle"))
+    whole, prompt = encoder.encode(conversation), encoder.encode_prompt(conversation)
+    assert prompt.ids.tolist() == whole.ids[: whole.prompt_length].tolist()
+    assert not prompt.scored.any()
+
+
+def test_what_is_too_long_is_left_out_whole(encoder, images, caplog):
+    entry = next(iter(images))
+    short = encoder.encode(parse_conversation(captioned("short", entry.path, "star")))
+    long = encoder.encode(parse_conversation(captioned("long", entry.path, "star " * 50)))
+    kept = keep_fitting([short, long], max_length=len(short.ids), max_share=0.5)
+    assert [item.id for item in kept] == ["short"]
+    assert "long" in caplog.text
+
+
+def test_too_much_that_is_too_long_stops_the_run(encoder, images):
+    entry = next(iter(images))
+    long = encoder.encode(parse_conversation(captioned("long", entry.path, "star " * 50)))
+    with pytest.raises(DataFormatError, match=r"1 of 1 conversations are longer than max_length 20.*'long'.*nothing is cut"):
+        keep_fitting([long], max_length=20, max_share=0.1)

@@ -1,0 +1,40 @@
+"""The evaluation pipeline compares base and tuned with everything else equal."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from qwen_vl_lora.exceptions import AdapterError
+
+
+def test_evaluation_leaves_predictions_metrics_and_one_self_contained_page(run, newest):
+    run("data_engineering")
+    run("training")
+    run("evaluation")
+    predictions = pd.read_csv(newest("07_model_output/tiny/predictions.csv"), keep_default_na=False)
+    assert list(predictions.columns) == [
+        "image_id", "image_path", "prompt", "references", "base_caption", "tuned_caption",
+    ]  # fmt: skip
+    assert len(predictions) == 6
+    assert all(json.loads(references) for references in predictions["references"])
+    metrics = json.loads(newest("08_reporting/tiny/caption_metrics.json").read_text())
+    assert metrics["num_images"] == 6
+    assert metrics["base"].keys() == {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"}
+    page = newest("08_reporting/tiny/comparison_report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/") >= 6
+    assert 'src="http' not in page
+
+
+def test_an_adapter_of_another_prompt_is_refused(run):
+    run("data_engineering")
+    run("training")
+    with pytest.raises(AdapterError, match="prompt: trained with .*Describe this picture.*configured .*What"):
+        run("evaluation", prompt={"user": "What is this?"})
+
+
+def test_an_adapter_of_another_base_is_refused(run):
+    run("data_engineering")
+    run("training")
+    with pytest.raises(AdapterError, match="base model: trained with"):
+        run("evaluation", base="qwen2_5_vl")

@@ -1,0 +1,175 @@
+"""The training pipeline makes an adapter that plain PEFT reads, and goes on where it was killed."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from qwen_vl_lora.exceptions import DataFormatError, TrainingError
+from qwen_vl_lora.tuning.trainer import LOG_COLUMNS, CaptionTrainer
+
+
+def weights(adapter):
+    return load_file(adapter / "adapter_model.safetensors")
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("base", ["qwen2_vl", "qwen2_5_vl"])
+def test_training_leaves_an_adapter_a_log_a_summary_and_a_preview(run, newest, base):
+    run("data_engineering")
+    run("training", base=base, lora={"r": 3})
+    adapter = newest("06_models/tiny/adapter")
+    assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 3
+    assert not any("visual" in name for name in weights(adapter))
+    record = json.loads((adapter / "adapter_record.json").read_text())
+    assert record["prompt"]["user"] == "Describe this picture."
+    assert record["run"]["read"].keys() >= {"images", "train_conversations", "validation_conversations"}
+    log = pd.read_csv(newest("08_reporting/tiny/training_log.csv"))
+    assert tuple(log.columns) == LOG_COLUMNS
+    assert (log["loss"].dropna() > 0).all()
+    assert log["validation_loss"].notna().sum() == 1
+    preview = json.loads(newest("08_reporting/tiny/batch_preview.json").read_text())
+    assert "<|image_pad|>×16" in preview["rows"][0]["text"]
+    assert preview["rows"][0]["scored"].endswith("<|im_end|>")
+    summary = json.loads(newest("08_reporting/tiny/training_summary.json").read_text())
+    assert summary["steps"] == -(-summary["samples"] // 4)
+
+
+def test_plain_peft_gives_the_logits_of_the_adapter_directory(run, newest, base_path):
+    run("data_engineering")
+    run("training", lora={"r": 3})
+    adapter = newest("06_models/tiny/adapter")
+    base = AutoModelForImageTextToText.from_pretrained(base_path("qwen2_vl"))
+    ids = torch.arange(20)[None]
+    before = base(input_ids=ids).logits
+    model = PeftModel.from_pretrained(base, adapter)
+    by_hand = {}
+    for name, value in weights(adapter).items():
+        module, side = name.removeprefix("base_model.model.").rsplit(".lora_", 1)
+        by_hand.setdefault(module, {})[side[0]] = value
+    with torch.no_grad():
+        tuned = model(input_ids=ids).logits
+        plain = AutoModelForImageTextToText.from_pretrained(base_path("qwen2_vl"))
+        for module, sides in by_hand.items():
+            plain.get_submodule(module).weight += sides["B"] @ sides["A"] * (16 / 3)
+    assert torch.allclose(tuned, plain(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(tuned, before, rtol=1e-3, atol=1e-3)
+
+
+def test_the_same_command_gives_the_same_bits_and_goes_on_after_a_kill(run, newest, monkeypatch, caplog):
+    run("data_engineering")
+    run("training")
+    uninterrupted = weights(newest("06_models/tiny/adapter"))
+    step = CaptionTrainer.training_step
+
+    def die_at_the_fourth(self, *arguments):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CaptionTrainer, "training_step", die_at_the_fourth)
+        run("training")
+    with caplog.at_level("INFO"):
+        run("training")
+    assert "Going on from" in caplog.text
+    assert "checkpoint-2" in caplog.text
+    assert same(weights(newest("06_models/tiny/adapter")), uninterrupted)
+    run("training", resume="never")
+    assert same(weights(newest("06_models/tiny/adapter")), uninterrupted)
+
+
+def test_shared_and_separate_rows_train_the_same_number_of_steps(run, newest):
+    run("data_engineering")
+    steps = []
+    for rows in ("shared", "separate"):
+        run("training", rows=rows)
+        summary = json.loads(newest("08_reporting/tiny/training_summary.json").read_text())
+        steps.append((summary["steps"], summary["samples"], summary["epochs"]))
+    assert steps[0] == steps[1]
+
+
+def test_the_best_validation_step_is_published_and_training_stops_early(run, newest):
+    run("data_engineering")
+    run(
+        "training",
+        training_args={
+            "num_train_epochs": 30,
+            "learning_rate": 0.3,  # makes it worse soon
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "save_steps": 2,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "loss",
+            "early_stopping_patience": 2,
+        },
+    )
+    summary = json.loads(newest("08_reporting/tiny/training_summary.json").read_text())
+    log = pd.read_csv(newest("08_reporting/tiny/training_log.csv"))
+    assert summary["best_step"] == log.loc[log["validation_loss"].idxmin(), "step"]
+    assert summary["steps"] == summary["best_step"] + 2 * 2
+
+
+def test_an_adapted_tower_trains_on_pixels(run, newest):
+    run("data_engineering")
+    run("training", base="qwen2_5_vl", vision="adapted", training_args={"max_steps": 1})
+    assert any("visual" in name for name in weights(newest("06_models/tiny/adapter")))
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_samples(run, monkeypatch):
+    run("data_engineering")
+    monkeypatch.setattr(CaptionTrainer, "_summed_loss", lambda self, model, forward: torch.tensor(float("nan"), requires_grad=True))
+    with pytest.raises(TrainingError, match=r"loss became nan at step 1 on samples identity_\d+"):
+        run("training")
+
+
+def test_too_many_too_long_samples_stop_the_run(run):
+    run("data_engineering")
+    with pytest.raises(DataFormatError, match="longer than max_length 40"):
+        run("training", max_length=40)
+
+
+def test_pictures_that_do_not_reach_the_model_stop_the_run(run, monkeypatch):
+    from qwen_vl_lora.features.inputs import StoredPictures
+
+    blind = StoredPictures.__call__
+
+    def all_zero(self, names):
+        inputs = blind(self, names)
+        inputs["mm_encoder_outputs"]["image"].pooler_output = tuple(
+            part * 0 for part in inputs["mm_encoder_outputs"]["image"].pooler_output
+        )
+        return inputs
+
+    run("data_engineering")
+    monkeypatch.setattr(StoredPictures, "__call__", all_zero)
+    with pytest.raises(TrainingError, match="do not reach"):
+        run("training")
+
+
+def test_an_automatic_batch_size_changes_the_cut_and_not_the_result(run, newest):
+    run("data_engineering")
+    no_dropout = {"lora": {"lora_dropout": 0.0}}
+    run("training", training_args={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 6}, **no_dropout)
+    by_hand = weights(newest("06_models/tiny/adapter"))
+    run("training", training_args={"per_device_train_batch_size": "auto", "gradient_accumulation_steps": 12}, **no_dropout)
+    automatic = weights(newest("06_models/tiny/adapter"))
+    for name, value in by_hand.items():
+        assert torch.allclose(automatic[name], value, rtol=1e-3, atol=1e-4), name
+
+
+def test_checkpointed_activations_give_the_same_adapter(run, newest):
+    run("data_engineering")
+    run("training", training_args={"max_steps": 3})
+    plain = weights(newest("06_models/tiny/adapter"))
+    run("training", training_args={"max_steps": 3, "gradient_checkpointing": True})
+    checkpointed = weights(newest("06_models/tiny/adapter"))
+    for name, value in plain.items():
+        assert torch.allclose(checkpointed[name], value, rtol=1e-4, atol=1e-6), name

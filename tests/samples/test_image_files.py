@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import random
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from qwen_vl_lora.samples.image_files import inspect_image, open_image
+from qwen_vl_lora.samples.looks import MAX_DISTANCE
+from qwen_vl_lora.samples.records import RowError
+from samples.pictures import ORIENTATION, animation, encode, image_parameters, jpeg, picture, png, png_of_declared_size
+
+HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
+
+
+def _gif_of_declared_size(width: int, height: int) -> bytes:
+    return b"GIF89a" + struct.pack("<HH", width, height) + b"\0\0\0;"
+
+
+def _webp_of_declared_canvas(width: int, height: int) -> bytes:
+    canvas = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+    chunk = b"VP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + canvas
+    return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+
+
+@pytest.mark.parametrize(
+    ("reason", "data"),
+    [
+        pytest.param("empty_file", b"", id="no bytes"),
+        pytest.param("not_an_image", HTML, id="HTML saved as JPEG"),
+        pytest.param("not_an_image", b"\0" * 100, id="zeros"),
+        pytest.param("damaged_image", jpeg()[:300], id="truncated JPEG header"),
+        pytest.param("damaged_image", jpeg(size=(200, 200))[:-2000], id="truncated JPEG"),
+        pytest.param("damaged_image", png(size=(200, 200))[:-2000], id="truncated PNG"),
+        pytest.param("damaged_image", encode(picture(size=(200, 200)), "WEBP")[:-500], id="truncated WebP"),
+        pytest.param("damaged_image", png()[:-20] + b"\xff" + png()[-19:], id="PNG with a wrong checksum"),
+        pytest.param("zero_size_image", png_of_declared_size(0, 10), id="PNG of no width"),
+        pytest.param("zero_size_image", _gif_of_declared_size(10, 0), id="GIF of no height"),
+        pytest.param("too_many_pixels", png_of_declared_size(400, 300), id="PNG above the limit"),
+        pytest.param("too_many_pixels", png_of_declared_size(60_000, 60_000), id="PNG bomb"),
+        pytest.param("too_many_pixels", _webp_of_declared_canvas(16_000, 16_000), id="WebP bomb"),
+        pytest.param("too_many_pixels", jpeg(size=(400, 300)), id="JPEG above the limit"),
+        pytest.param("extreme_aspect_ratio", png(size=(402, 2)), id="extreme aspect ratio"),
+        pytest.param("animated_image", animation("GIF"), id="animated GIF"),
+        pytest.param("animated_image", animation("WEBP"), id="animated WebP"),
+        pytest.param("animated_image", animation("PNG"), id="animated PNG"),
+        pytest.param("unsupported_format", encode(picture(), "TIFF"), id="TIFF"),
+        pytest.param("unsupported_format", encode(picture(), "EPS"), id="EPS"),
+        pytest.param("unsupported_format", encode(picture(), "PDF"), id="PDF"),
+        pytest.param("unsupported_format", b'<?xml version="1.0"?><svg xmlns="x"/>', id="SVG"),
+        pytest.param("unsupported_format", encode(picture(), "AVIF"), id="AVIF"),
+    ],
+)
+def test_bad_bytes_are_rejected_with_their_reason(reason, data):
+    with pytest.raises(RowError) as fault:
+        inspect_image(data, image_parameters())
+    assert fault.value.reason == reason
+
+
+@pytest.mark.parametrize("image_format", ["EPS", "TIFF", "PDF"])
+def test_formats_outside_the_allow_list_are_not_opened_either(image_format):
+    with pytest.raises(RowError, match="cannot be decoded"):
+        open_image(encode(picture(), image_format))
+
+
+@pytest.mark.parametrize(
+    ("image_format", "suffix"), [("JPEG", ".jpg"), ("PNG", ".png"), ("WEBP", ".webp"), ("GIF", ".gif"), ("BMP", ".bmp")]
+)
+def test_suffix_and_size_follow_from_the_bytes(image_format, suffix):
+    facts = inspect_image(encode(picture(), image_format), image_parameters())
+    assert (facts.suffix, facts.width, facts.height) == (suffix, 40, 30)
+
+
+def test_one_pixel_is_read_right():
+    data = encode(Image.new("RGB", (1, 1), (10, 200, 30)), "PNG")
+    assert inspect_image(data, image_parameters()).width == 1
+    assert open_image(data).getpixel((0, 0)) == (10, 200, 30)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_turns_the_picture_and_its_size(orientation, image_format):
+    upright = Image.new("RGB", (48, 32), "white")
+    upright.paste("red", (0, 0, 24, 16))  # the red corner shows every turn and flip
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the Image.Transpose that makes the stored picture
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encode(stored, image_format, exif=exif, quality=95)
+    facts = inspect_image(data, image_parameters())
+    opened = open_image(data)
+    assert (facts.width, facts.height) == opened.size == (48, 32)
+    assert np.abs(np.asarray(opened, int) - np.asarray(upright, int)).mean() < 12  # JPEG smears the red edge
+
+
+def test_transparent_parts_become_white():
+    rgba = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    rgba.putpixel((0, 0), (0, 0, 255, 255))
+    palette = rgba.convert("P")
+    palette.info["transparency"] = palette.getpixel((3, 3))
+    grey = Image.new("LA", (4, 4), (0, 0))
+    grey.putpixel((0, 0), (77, 255))
+    for image, corner in ((rgba, (0, 0, 255)), (palette, None), (grey, (77, 77, 77))):
+        opened = open_image(encode(image, "PNG"))
+        assert opened.mode == "RGB"
+        assert opened.getpixel((3, 3)) == (255, 255, 255)
+        assert corner is None or opened.getpixel((0, 0)) == corner
+
+
+def test_transparency_survives_a_turn():
+    image = Image.new("L", (4, 2), 10)
+    image.putpixel((0, 0), 99)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    opened = open_image(encode(image, "PNG", transparency=10, exif=exif))
+    assert opened.size == (2, 4)
+    assert sorted(
+        set(opened.getdata() if not hasattr(opened, "get_flattened_data") else opened.get_flattened_data())
+    ) == [
+        (99, 99, 99),
+        (255, 255, 255),
+    ]
+
+
+def test_16_bit_grey_is_scaled_not_clipped():
+    values = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
+    opened = open_image(encode(Image.fromarray(values), "PNG"))
+    # 65535 / 255 = 257 exactly.
+    assert [opened.getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
+
+
+def test_cmyk_is_converted():
+    data = encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95)
+    red, green, blue = open_image(data).getpixel((4, 4))
+    assert red > 240
+    assert max(green, blue) < 15
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "GIF", "BMP", "WEBP"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_every_mode_becomes_rgb(image_format, mode):
+    data = encode(picture().convert(mode), image_format)
+    inspect_image(data, image_parameters())
+    assert open_image(data).mode == "RGB"
+
+
+def test_a_copy_that_was_scaled_and_encoded_again_looks_alike():
+    looks = [
+        np.frombuffer(inspect_image(data, image_parameters()).look, dtype=np.uint8)
+        for data in (png(1, (320, 240)), encode(picture(1, (320, 240)).resize((240, 180)), "JPEG", quality=70), png(2))
+    ]
+    distances = [int(np.bitwise_count(looks[0] ^ look).sum()) for look in looks]
+    assert distances[1] <= MAX_DISTANCE < distances[2]
+
+
+ORIGINALS = [
+    jpeg(3),
+    jpeg(3, progressive=True),
+    png(3),
+    encode(picture(3).convert("P"), "PNG"),
+    encode(picture(3), "GIF"),
+    encode(picture(3), "WEBP"),
+    encode(picture(3), "WEBP", lossless=True),
+    encode(picture(3), "BMP"),
+]
+
+
+def _assert_read_whole_or_rejected(data: bytes) -> None:
+    try:
+        facts = inspect_image(data, image_parameters())
+    except RowError:
+        return
+    assert open_image(data).size == (facts.width, facts.height)
+
+
+@given(data=st.binary(max_size=200), start=st.sampled_from([b"", *(original[:40] for original in ORIGINALS)]))
+def test_random_bytes_are_read_whole_or_rejected(data, start):
+    _assert_read_whole_or_rejected(start + data)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of what it repairs
+@settings(max_examples=300)
+@given(original=st.sampled_from(ORIGINALS), seed=st.integers(0, 2**32))
+def test_mutated_pictures_are_read_whole_or_rejected(original, seed):
+    _assert_read_whole_or_rejected(_mutate(original, random.Random(seed)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")
+def test_many_mutated_pictures_are_read_whole_or_rejected():
+    rng = random.Random(20261121)
+    for _ in range(3_000_000):
+        _assert_read_whole_or_rejected(_mutate(rng.choice(ORIGINALS), rng))
+
+
+def _mutate(data: bytes, rng: random.Random) -> bytes:
+    mutated = bytearray(data)
+    for _ in range(rng.randint(1, 6)):
+        place = rng.randrange(len(mutated))
+        match rng.randrange(4):
+            case 0:
+                mutated[place] = rng.randrange(256)
+            case 1:
+                mutated[place] ^= 1 << rng.randrange(8)
+            case 2:
+                del mutated[place : place + rng.randint(1, 20)]
+            case 3:
+                mutated[place:place] = rng.randbytes(rng.randint(1, 8))
+        if not mutated:
+            return b""
+    return bytes(mutated[: rng.randint(1, len(mutated))] if rng.random() < 0.2 else mutated)

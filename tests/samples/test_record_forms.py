@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qwen_vl_lora.samples.record_forms import read_record
+from qwen_vl_lora.samples.records import RowError, Turn
+
+FOLDER = Path("/data/mine")
+A, B = FOLDER / "a.jpg", FOLDER / "b.jpg"
+ANSWER = Turn("assistant", "A dog.")
+
+
+def gpt(**keys) -> dict:
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
+    return {"conversations": turns} | keys
+
+
+def messages(content, **keys) -> dict:
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "A dog."}]} | keys
+
+
+@pytest.mark.parametrize(
+    ("record", "image_id", "images", "text"),
+    [
+        pytest.param(
+            {
+                "id": "identity_1",
+                "conversations": [
+                    {"from": "user", "value": "COCO Yes: <|vision_start|>/data/mine/a.jpg<|vision_end|>"},
+                    {"from": "assistant", "value": "A dog."},
+                ],
+            },
+            "identity_1",
+            (A,),
+            "COCO Yes: <image>",
+            id="tutorial",
+        ),
+        pytest.param(gpt(id="000000033471", image="a.jpg"), "000000033471", (A,), "<image>\nWhat?", id="LLaVA"),
+        pytest.param(gpt(id=33471, image=["a.jpg"]), "33471", (A,), "<image>\nWhat?", id="number as id"),
+        pytest.param(messages("<image>What?", images=["a.jpg"]), "a.jpg", (A,), "<image>What?", id="ms-swift"),
+        pytest.param(
+            messages("<image><image>?", images=["a.jpg", {"path": "b.jpg"}]),
+            "row_7",
+            (A, B),
+            "<image><image>?",
+            id="two",
+        ),
+        pytest.param(
+            messages([{"type": "image_url", "image_url": {"url": "a.jpg"}}, {"type": "text", "text": "What?"}]),
+            "a.jpg",
+            (A,),
+            "<image>What?",
+            id="OpenAI",
+        ),
+        pytest.param(
+            messages([{"type": "text", "text": "What?"}, {"type": "image", "image": "file:///data/mine/a.jpg"}]),
+            "a.jpg",
+            (A,),
+            "What?<image>",
+            id="Qwen",
+        ),
+        pytest.param(
+            messages([{"type": "image"}, {"type": "text", "text": "What?"}], images=["a.jpg"]),
+            "a.jpg",
+            (A,),
+            "<image>What?",
+            id="Hugging Face",
+        ),
+        pytest.param(
+            messages("<|vision_start|><|image_pad|><|vision_end|>What?", images=["a.jpg"]),
+            "a.jpg",
+            (A,),
+            "<image>What?",
+            id="Qwen's own placeholder",
+        ),
+        pytest.param(messages("Hello"), "row_7", (), "Hello", id="text only"),
+    ],
+)
+def test_each_form_gives_images_and_turns(record, image_id, images, text):
+    assert read_record(record, 7, FOLDER) == (image_id, images, (Turn("user", text), ANSWER))
+
+
+def test_images_without_a_slot_are_given_for_the_count_of_slots_to_notice():
+    _, images, _ = read_record(messages("What?", images=["a.jpg", "b.jpg"]), 1, FOLDER)
+    assert images == (A, B)
+
+
+def test_a_caption_may_come_without_a_question():
+    record = {"messages": [{"role": "assistant", "content": "A dog."}], "images": ["a.jpg"]}
+    assert read_record(record, 1, FOLDER) == ("a.jpg", (A,), (ANSWER,))
+
+
+def test_a_slot_in_an_answer_takes_no_image():
+    record = gpt(image="a.jpg")
+    record["conversations"][1]["value"] = "The tag <image>."
+    _, images, turns = read_record(record, 1, FOLDER)
+    assert images == (A,)
+    assert turns[1].text == "The tag <image>."
+
+
+@pytest.mark.parametrize(
+    ("reason", "record"),
+    [
+        ("malformed_row", "text"),
+        ("malformed_row", None),
+        ("malformed_row", {"messages": "text"}),
+        ("malformed_row", {"messages": []}),
+        ("missing_key", {}),
+        ("missing_key", {"image": "a.jpg", "caption": "A dog."}),
+        ("missing_key", {"messages": [{"role": "user"}]}),
+        ("missing_key", {"messages": ["text"]}),
+        ("wrong_roles", {"messages": [{"role": "tool", "content": "x"}]}),
+        ("wrong_roles", {"messages": [{"role": ["user"], "content": "x"}]}),
+        ("empty_caption", {"messages": [{"role": "assistant", "content": None}]}),
+        ("empty_caption", {"messages": [{"role": "assistant", "content": float("nan")}]}),
+        ("malformed_row", {"messages": [{"role": "assistant", "content": 7}]}),
+        ("malformed_row", messages([{"type": "video", "video": "a.mp4"}])),
+        ("malformed_row", messages([{"type": "text"}])),
+        ("malformed_row", messages(["text"])),
+        ("malformed_row", {"messages": [{"role": "assistant", "content": [{"type": "image", "image": "a.jpg"}]}]}),
+        ("malformed_row", messages("<image>", images=[7])),
+        ("malformed_row", messages("<image>", images={"url": None})),
+        ("bad_id", gpt(id=1.5, image="a.jpg")),
+        ("bad_id", gpt(id=True, image="a.jpg")),
+        ("url_not_allowed", gpt(image="https://example.org/a.jpg")),
+        ("url_not_allowed", messages([{"type": "image_url", "image_url": {"url": "http://example.org/a.jpg"}}])),
+        ("missing_image", gpt(image="")),
+    ],
+)
+def test_records_in_no_form_are_rejected_with_their_reason(reason, record):
+    with pytest.raises(RowError) as fault:
+        read_record(record, 1, FOLDER)
+    assert fault.value.reason == reason

@@ -1,0 +1,26 @@
+"""Predictions as generate_captions writes them, from a few words."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+
+Row = tuple[list[str], str, str]
+"""References, base caption, tuned caption."""
+
+
+def table_of(rows: list[Row]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "image_id": f"image_{number}",
+                "image_path": f"images/{number}.png",
+                "prompt": "Describe it:",
+                "references": json.dumps(references, ensure_ascii=False),
+                "base_caption": base,
+                "tuned_caption": tuned,
+            }
+            for number, (references, base, tuned) in enumerate(rows)
+        ]
+    )

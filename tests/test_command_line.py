@@ -1,0 +1,80 @@
+"""`kedro` as people use it: one message for an expected fault, nothing run and nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def kedro(tmp_path):
+    """`kedro("run", …)` in a copy of the project's configuration."""
+    import shutil
+
+    shutil.copytree(PROJECT / "conf", tmp_path / "conf")
+    shutil.copy(PROJECT / "pyproject.toml", tmp_path)
+    shutil.copy(PROJECT / ".telemetry", tmp_path)
+    (tmp_path / "src").mkdir()
+
+    def call(*arguments):
+        command = [sys.executable, "-m", "kedro", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+
+    return call
+
+
+def artifacts(folder):
+    return [path for path in (folder / "data").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--params", "lora.rank=8"], "rank is no name of LoraConfig; nearest: r"),
+        (["--params", "lorra.r=4"], "lorra: unknown key; nearest: lora"),
+        (["--params", "lora.r=-1"], "lora.r: Input should be greater than 0; came -1"),
+        (["--params", "base_model=no/such/model"], "no/such/model is not there"),
+        (["--pipeline", "evaluation", "--params", "recipe=none_yet"], "none_yet"),
+        (["--env", "own_captions"], "captions_file="),
+        (["--env", "own_captions", "--params", "captions_file=missing.csv"], "missing.csv"),
+        (["--env", "own_captions", "--params", "captions_file=empty.csv"], "empty.csv"),
+        (["--env", "own_captions", "--params", "captions_file=lost.csv"], "gone.png"),
+    ],
+)
+def test_an_expected_fault_is_one_message_and_no_node_runs(kedro, tmp_path, arguments, message):
+    (tmp_path / "empty.csv").write_text("image_path,caption\n")
+    (tmp_path / "lost.csv").write_text("image_path,caption\ngone.png,a dog\n")
+    result = kedro("run", *arguments)
+    said = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert message in " ".join(said.split())
+    assert "Traceback" not in said
+    assert "Running node" not in said
+    assert artifacts(tmp_path) == []
+
+
+def test_verbose_shows_the_traceback(kedro):
+    result = kedro("run", "--verbose", "--params", "lora.r=-1")
+    assert result.returncode != 0
+    assert "Traceback" in result.stdout + result.stderr
+
+
+def test_listing_pipelines_and_catalog_does_not_import_torch(tmp_path):
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from kedro.framework.startup import bootstrap_project\n"
+        "from kedro.framework.session import KedroSession\n"
+        "from kedro.framework.project import pipelines\n"
+        f"bootstrap_project(Path({str(PROJECT)!r}))\n"
+        f"with KedroSession.create(project_path={str(PROJECT)!r}) as session:\n"
+        "    catalog = session.load_context().catalog\n"
+        "    names = [name for pipeline in dict(pipelines).values() for name in pipeline.datasets()]\n"
+        "    assert len({name for name in names if catalog.get(name) is not None}) > 20\n"
+        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'swanlab', 'modelscope'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

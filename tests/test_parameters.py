@@ -1,0 +1,118 @@
+"""parameters.yml is checked as a whole, and every fault is named at once."""
+
+import copy
+import importlib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qwen_vl_lora.exceptions import ParameterError
+from qwen_vl_lora.parameters import LoraParameters, TrainingParameters, library_names, validate_parameters
+
+BASE = Path(__file__).parents[1] / "conf" / "base" / "parameters.yml"
+
+
+@pytest.fixture
+def tree():
+    return yaml.safe_load(BASE.read_text(encoding="utf-8"))
+
+
+def changed(tree, key, value):
+    tree = copy.deepcopy(tree)
+    *parents, last = key.split(".")
+    group = tree
+    for parent in parents:
+        group = group.setdefault(parent, {})
+    group[last] = value
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("lora.rank", 8, r"lora: rank is no name of LoraConfig; nearest: r\b"),
+        ("lorra.r", 4, "lorra: unknown key; nearest: lora"),
+        ("lora.r", -1, "lora.r: .*greater than 0; came -1"),
+        ("lora.r", "8", "lora.r: .*integer; came '8'"),
+        ("lora.lora_dropout", 1.0, "lora.lora_dropout: .*less than 1"),
+        ("lora.exclude_modules", "x", "set by the project: `vision`"),
+        ("training_args.learning_rat", 1e-4, "nearest: learning_rate"),
+        ("training_args.learning_rate", float("nan"), "training_args.learning_rate: .*finite"),
+        ("training_args.output_dir", "x", "output_dir is set by the project"),
+        ("training_args.report_to", "all", "use the `swanlab` block"),
+        ("training_args.per_device_train_batch_size", "aut", "training_args.per_device_train_batch_size: .*'auto'"),
+        ("training_args.bf16", "yes", "training_args.bf16: .*boolean"),
+        ("image.resized_height", None, "resized_height and resized_width, or min_pixels"),
+        ("split.validation_images", 0, "eval_strategy is `epoch` but split.validation_images is 0"),
+        ("device", "gpu", "device: .*'auto', 'cpu' or 'cuda'"),
+        ("prompt.usr", "x", "prompt.usr: unknown key; nearest: user"),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_what_is_allowed(tree, key, value, message):
+    with pytest.raises(ParameterError, match=message):
+        validate_parameters(changed(tree, key, value))
+
+
+def test_all_faults_are_reported_at_once(tree):
+    wrong = changed(changed(tree, "lora.r", 0), "split.test_images", -3)
+    with pytest.raises(ParameterError, match="2 wrong") as caught:
+        validate_parameters(wrong)
+    assert "lora.r:" in str(caught.value)
+    assert "split.test_images:" in str(caught.value)
+
+
+def test_a_missing_key_is_named(tree):
+    del tree["generation"]["max_new_tokens"]
+    with pytest.raises(ParameterError, match="generation.max_new_tokens: required"):
+        validate_parameters(tree)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("lora.init_lora_weights", "pissa"),
+        ("training_args.adam_beta2", 0.99),
+        ("training_args.per_device_train_batch_size", "auto"),
+        ("training_args.num_train_epochs", 1),
+        ("captions_file", "table.csv"),
+    ],
+)
+def test_the_libraries_own_names_and_the_command_line_keys_pass(tree, key, value):
+    validate_parameters(changed(tree, key, value))
+
+
+def test_nothing_of_a_typed_block_is_lost_on_the_way_to_the_library(tree):
+    typed = validate_parameters(changed(tree, "training_args.adam_beta2", 0.97)).training_args
+    passed = typed.to_training_arguments()
+    given = {*tree["training_args"], "adam_beta2"}
+    carried_out_here = {"per_device_train_batch_size", "early_stopping_patience", "gradient_checkpointing"}
+    assert set(passed) == given - carried_out_here
+    assert passed["adam_beta2"] == 0.97
+
+
+@pytest.mark.parametrize(
+    ("group", "module", "class_name"),
+    [(LoraParameters, "peft", "LoraConfig"), (TrainingParameters, "transformers", "TrainingArguments")],
+)
+def test_names_read_from_the_source_are_fields_of_the_installed_class(group, module, class_name):
+    library_class = getattr(importlib.import_module(module), class_name)
+    names = library_names(*group.source)
+    assert len(names) > 20
+    assert names <= set(library_class.__dataclass_fields__)
+
+
+def test_every_parameter_is_documented_with_its_default(tree):
+    from pydantic import BaseModel
+
+    from qwen_vl_lora.parameters import Parameters
+
+    page = (BASE.parents[2] / "docs" / "parameters.md").read_text(encoding="utf-8")
+    keys = []
+    for name, field in Parameters.model_fields.items():
+        group = field.annotation
+        if isinstance(group, type) and issubclass(group, BaseModel):
+            keys += [f"{name}.{inner}" for inner in group.model_fields]
+        else:
+            keys.append(name)
+    assert [key for key in keys if f"`{key}`" not in page] == []
