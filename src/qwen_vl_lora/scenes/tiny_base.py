@@ -10,12 +10,7 @@ import torch
 from qwen_vl_lora.scenes.dialogue import DESCRIBE_PROMPT
 from qwen_vl_lora.scenes.drawing import PICTURE_SIDE, draw_picture
 from qwen_vl_lora.scenes.pretraining import PretrainingRecipe, pretrain
-from qwen_vl_lora.scenes.quality import (
-    BaseQuality,
-    caption_pictures,
-    held_out_scenes,
-    measure_quality,
-)
+from qwen_vl_lora.scenes.quality import caption_pictures, held_out_scenes, measure_quality
 
 _CARD = """\
 ---
@@ -39,8 +34,8 @@ nothing else of the world. Written by the `base_model` pipeline; do not edit by 
 
 From random weights, in float32 on a CPU, stored as bfloat16, on freshly drawn {side}x{side} pictures. First the
 vision tower: {tower.steps:,} steps of {tower.batch_size} pictures, each image token to point at the words of what it
-covers. Then the language model over the frozen tower: {language.steps:,} steps of {language.batch_size} conversations,
-only the answers and their end token scored. AdamW, learning rate {language.learning_rate}, seed {seed}.
+covers. Then the language model over the frozen tower: {language.steps:,} steps of {language.batch_size}
+conversations, only the answers and their end token scored. AdamW, learning rate {language.learning_rate}, seed {seed}.
 `kedro run --pipeline base_model` makes it again; `scenes/pretraining.py` holds the recipe.
 
 No data of third parties: pictures, questions and answers are drawn by `scenes/`. A picture holds two to four objects
@@ -51,17 +46,17 @@ names and the chat format are Qwen2-VL's.
 
 ## How good it is
 
-Measured on {num_scenes} scenes of the held-out partition with greedy answers to `{prompt}`. Scenes are
+Measured on {quality.num_scenes} scenes of the held-out partition with greedy answers to `{prompt}`. Scenes are
 split by the sha256 of what can be said of them, so none of these descriptions occurs in pre-training or in the
 default fine-tuning data.
 
 | | |
 |---|---|
-| attributes right (background; size, colour and shape of each object, in reading order) | {attributes_right:.1%} |
-| scenes with every attribute right | {descriptions_right:.1%} |
-| attributes right with the picture blanked | {attributes_right_blanked:.1%} |
-| the most to be expected by chance | {chance:.1%} |
-| pairs whose answers swap when their pictures do | {pairs_swapped:.1%} |
+| attributes right (background; size, colour, shape of each object in reading order) | {quality.attributes_right:.1%} |
+| scenes with every attribute right | {quality.descriptions_right:.1%} |
+| attributes right with the picture blanked | {quality.attributes_right_blanked:.1%} |
+| the most to be expected by chance | {quality.chance:.1%} |
+| pairs whose answers swap when their pictures do | {quality.pairs_swapped:.1%} |
 
 Chance: every attribute is uniform and independent, so a blind guess is right once in 4 backgrounds, 2 sizes,
 8 colours or 6 shapes; for three objects (1/4 + 3 (1/2 + 1/8 + 1/6)) / 10.
@@ -82,18 +77,19 @@ def build_tiny_base(directory: Path, recipe: PretrainingRecipe) -> Path:
     # Half the bytes; the card's figures are those of the stored weights.
     model.to(torch.bfloat16).save_pretrained(finished)
     processor.save_pretrained(finished)
-    example = caption_pictures(model.float(), processor, [draw_picture(scene) for scene in held_out_scenes(1, seed=0)])[
-        0
-    ]
-    card = _write_card(recipe, measure_quality(finished), model.num_parameters(), example)
+    # safetensors writes for its owner alone; the model is for everybody who may read the project.
+    (finished / "model.safetensors").chmod(0o644)
+    (scene,) = held_out_scenes(1, seed=0)
+    (example,) = caption_pictures(model.float(), processor, [draw_picture(scene)])
+    card = _CARD.format(
+        tower=recipe.tower,
+        language=recipe.language,
+        seed=recipe.seed,
+        quality=measure_quality(finished),
+        parameters=model.num_parameters(),
+        prompt=DESCRIBE_PROMPT,
+        example=example,
+        side=PICTURE_SIDE,
+    )
     (finished / "README.md").write_text(card, encoding="utf-8")
     return finished
-
-
-def _write_card(recipe: PretrainingRecipe, quality: BaseQuality, parameters: int, example: str) -> str:
-    """Return the model card."""
-    settings = {name: getattr(recipe, name) for name in recipe.__slots__}
-    measured = {name: getattr(quality, name) for name in quality.__slots__}
-    return _CARD.format(
-        parameters=parameters, example=example, prompt=DESCRIBE_PROMPT, side=PICTURE_SIDE, **settings, **measured
-    )
