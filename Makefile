@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help run viz test lint test-slow bench base-model lock clean
+.PHONY: help run viz test lint test-slow verify-recipe bench bench-gpu bench-peers base-model lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,18 @@ lint: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+verify-recipe: $(VENV)/.installed ## run a recipe on real weights: make verify-recipe ENV=qwen2_vl_2b_coco
+	$(BIN)/python -m benchmarks.verify_recipe --env $(ENV) --params "$(PARAMS)"
+
+bench: $(VENV)/.installed ## speed and memory against the tutorials' method (about two hours on two quiet cores)
+	$(BIN)/python -m benchmarks.bench
+
+bench-gpu: $(VENV)/.installed ## the full-size job with random weights; needs a GPU
+	$(BIN)/python -m benchmarks.gpu
+
+bench-peers: $(VENV)/.installed ## the same work in TRL, ms-swift and LLaMA-Factory, each in its own environment
+	$(BIN)/python -m benchmarks.peers.run
 
 base-model: $(VENV)/.installed ## rebuild the tiny base from nothing
 	$(BIN)/kedro run --pipeline base_model

@@ -18,6 +18,9 @@ def kedro(tmp_path):
     shutil.copy(PROJECT / "pyproject.toml", tmp_path)
     shutil.copy(PROJECT / ".telemetry", tmp_path)
     (tmp_path / "src").mkdir()
+    models = tmp_path / "data" / "06_models"
+    models.mkdir(parents=True)
+    (models / "tiny_qwen2_vl").symlink_to(PROJECT / "data" / "06_models" / "tiny_qwen2_vl")
 
     def call(*arguments):
         command = [sys.executable, "-m", "kedro", *arguments]
@@ -27,13 +30,14 @@ def kedro(tmp_path):
 
 
 def artifacts(folder):
+    """Files that a run wrote; the linked base is not looked into."""
     return [path for path in (folder / "data").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--params", "lora.rank=8"], "rank is no name of LoraConfig; nearest: r"),
+        (["--params", "lora.rank=8"], "lora.rank: no name of LoraConfig; nearest: r"),
         (["--params", "lorra.r=4"], "lorra: unknown key; nearest: lora"),
         (["--params", "lora.r=-1"], "lora.r: Input should be greater than 0; came -1"),
         (["--params", "base_model=no/such/model"], "no/such/model is not there"),

@@ -31,7 +31,7 @@ def changed(tree, key, value):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("lora.rank", 8, r"lora: rank is no name of LoraConfig; nearest: r\b"),
+        ("lora.rank", 8, r"lora\.rank: no name of LoraConfig; nearest: r\b"),
         ("lorra.r", 4, "lorra: unknown key; nearest: lora"),
         ("lora.r", -1, "lora.r: .*greater than 0; came -1"),
         ("lora.r", "8", "lora.r: .*integer; came '8'"),
@@ -39,7 +39,7 @@ def changed(tree, key, value):
         ("lora.exclude_modules", "x", "set by the project: `vision`"),
         ("training_args.learning_rat", 1e-4, "nearest: learning_rate"),
         ("training_args.learning_rate", float("nan"), "training_args.learning_rate: .*finite"),
-        ("training_args.output_dir", "x", "output_dir is set by the project"),
+        ("training_args.output_dir", "x", r"training_args\.output_dir: set by the project"),
         ("training_args.report_to", "all", "use the `swanlab` block"),
         ("training_args.per_device_train_batch_size", "aut", "training_args.per_device_train_batch_size: .*'auto'"),
         ("training_args.bf16", "yes", "training_args.bf16: .*boolean"),

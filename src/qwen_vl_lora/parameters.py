@@ -27,6 +27,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from qwen_vl_lora.exceptions import ParameterError
 
@@ -105,6 +106,10 @@ class SplitParameters(ParameterGroup):
     seed: NonNegativeInt
 
 
+def _wrong_name(name: str, fault: str) -> PydanticCustomError:
+    return PydanticCustomError("library_name", "{name}: {fault}", {"name": name, "fault": fault})
+
+
 class LibraryGroup(ParameterGroup):
     """A block whose names belong to an installed library: typed fields here, the rest by its own names."""
 
@@ -120,11 +125,11 @@ class LibraryGroup(ParameterGroup):
         extra = self.model_extra or {}
         for name in extra:
             if name in self.owned:
-                raise ValueError(f"{name} is set by the project: {self.owned[name]}")
+                raise _wrong_name(name, f"set by the project: {self.owned[name]}")
             known = library_names(*self.source) - set(self.owned)
             if name not in known:
                 near = nearest(name, known | set(type(self).model_fields))
-                raise ValueError(f"{name} is no name of {self.source[2]}{near}")
+                raise _wrong_name(name, f"no name of {self.source[2]}{near}")
         return self
 
 
@@ -334,12 +339,14 @@ def validate_parameters(tree: dict[str, Any]) -> Parameters:
 
 
 def _describe(fault: Any) -> str:
-    key = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("function-", "literal[")))
+    key = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("constrained-", "literal[")))
     got = fault["input"]
     if fault["type"] == "extra_forbidden":
         group = _group_at(fault["loc"][:-1])
         known = set(group.model_fields)
         return f"{key}: unknown key{nearest(str(fault['loc'][-1]), known)}. Allowed: {', '.join(sorted(known))}."
+    if fault["type"] == "library_name":
+        return f"{key}.{fault['ctx']['name']}: {fault['ctx']['fault']}."
     if fault["type"] == "missing":
         return f"{key}: required, but not given."
     if fault["type"] == "value_error":

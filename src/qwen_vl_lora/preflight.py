@@ -9,8 +9,8 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
+from qwen_vl_lora.hub.addresses import address_of_path
 from qwen_vl_lora.parameters import CaptionsParameters, QuarantineParameters
-from qwen_vl_lora.samples.collection import take_rows
 from qwen_vl_lora.samples.records import FileSource, Rejection, SourceSample
 
 SOURCE = "captioned_images"
@@ -27,7 +27,7 @@ def check_run(pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         if not name.startswith("params:") and name != "parameters":
             _check_input(name, catalog.get(name))
     if SOURCE in inputs:
-        check_files(catalog[SOURCE].load(), catalog["params:captions"].load(), catalog["params:quarantine"].load())
+        _check_source(catalog)
     if pipeline.only_nodes_with_tags("compute").nodes and catalog["params:device"].load() == "cuda":
         from qwen_vl_lora.modeling.devices import choose_device
 
@@ -44,6 +44,15 @@ def _check_input(name: str, dataset: Any) -> None:
             raise MissingArtifactError(f"Dataset {name}: {error}") from error
 
 
+def _check_source(catalog: CatalogProtocol) -> None:
+    rows = catalog[SOURCE].load()
+    if catalog["params:image"].load().allow_urls:
+        from qwen_vl_lora.samples.collection import AddressSource
+
+        rows = rows.with_addresses() if isinstance(rows, AddressSource) else rows
+    check_files(rows, catalog["params:captions"].load(), catalog["params:quarantine"].load())
+
+
 def check_files(rows: Any, captions: CaptionsParameters, quarantine: QuarantineParameters) -> None:
     """Refuse a file of captions that is empty, or most of whose pictures are not there.
 
@@ -54,6 +63,8 @@ def check_files(rows: Any, captions: CaptionsParameters, quarantine: QuarantineP
     """
     if not isinstance(rows, FileSource):
         return
+    from qwen_vl_lora.samples.collection import take_rows  # brings pandas, which listing pipelines need not wait for
+
     num_rows, faults = 0, []
     for row in take_rows(rows, captions):
         num_rows += 1
@@ -77,5 +88,6 @@ def check_files(rows: Any, captions: CaptionsParameters, quarantine: QuarantineP
 def _fault(row: SourceSample | Rejection) -> str | None:
     if isinstance(row, Rejection):
         return f"row {row.row}: {row.reason}: {row.detail}"
-    lost = [image for image in row.images if isinstance(image, Path) and not image.is_file()]
+    files = [image for image in row.images if isinstance(image, Path) and address_of_path(str(image)) is None]
+    lost = [file for file in files if not file.is_file()]
     return f"row {row.row}: missing_image: {lost[0]} is not there" if lost else None

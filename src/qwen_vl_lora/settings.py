@@ -1,6 +1,12 @@
 """Kedro's settings of this project."""
 
+import os
+
 from qwen_vl_lora.hooks import LineageHooks, ProjectHooks
+
+# Threads that wait in a busy loop slow each other down several times where other work shares the cores.
+# Read when torch is imported, which is after this.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 HOOKS = (ProjectHooks(), LineageHooks())
 

@@ -11,6 +11,7 @@ from qwen_vl_lora.samples.texts import (
     find_special_token,
     printable,
     spreadsheet_cell,
+    text_of_cell,
 )
 
 
@@ -75,6 +76,11 @@ def test_cells_that_a_spreadsheet_would_run_get_an_apostrophe(text):
     assert spreadsheet_cell(text) == f"'{text}"
 
 
-@pytest.mark.parametrize("text", ["A dog.", "", "1 + 1", "一只狗"])
+@pytest.mark.parametrize("text", ["A dog.", "", "1 + 1", "一只狗", "'tis a dog"])
 def test_other_cells_stay_as_they_are(text):
-    assert spreadsheet_cell(text) == text
+    assert spreadsheet_cell(text) == text_of_cell(text) == text
+
+
+@given(st.text(alphabet="'=+@ \t\nab", max_size=6) | st.text())
+def test_a_cell_gives_its_text_back(text):
+    assert text_of_cell(spreadsheet_cell(text)) == text

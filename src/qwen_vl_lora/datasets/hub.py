@@ -36,7 +36,7 @@ class HubCaptions:
     image_hosts: tuple[str, ...]
 
     @property
-    def folders(self) -> tuple[Path, ...]:
+    def cache_folders(self) -> tuple[Path, ...]:
         """Where pictures may lie that a table brought along: the client's cache."""
         return (self.table.cache,)
 

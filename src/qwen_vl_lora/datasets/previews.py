@@ -7,7 +7,6 @@ Kedro-Viz picks its renderer from the return annotation of `preview`. The first 
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
 import re
@@ -97,17 +96,22 @@ class ReportDataset(TextDataset):
 
     def preview(self) -> HTMLPreview:
         """Markup without styles, scripts and classes, which would act on the page around it."""
-        return HTMLPreview(f"{excerpt(self.load())}<p>The whole page: {html.escape(str(self._filepath))}</p>")
+        return HTMLPreview(excerpt(self.load()))
 
 
 def excerpt(page: str) -> str:
-    """Headline, metrics and the first cards of the report, as bare markup."""
+    """Headline, metrics and the first cards of the report, as bare markup.
+
+    Kedro-Viz reads HTML as Markdown too: underscores and asterisks become look-alikes, lines are joined.
+    """
     body = page.partition("<body>")[2]
     *cards, _ = body.split("</article>")[: NUM_CARDS + 1]
     shown = "</article>".join([*cards, ""])
     shown = re.sub(r"<(form|details|dl class=\"entries\")\b.*?</(form|details|dl)>", "", shown, flags=re.DOTALL)
     shown = re.sub(r"<a class=\"skip\".*?</a>|<td class=\"bars\".*?</td>", "", shown, flags=re.DOTALL)
+    shown = re.sub(r"<span class=\"interval\">(.*?)</span>", r" (\1)", shown, flags=re.DOTALL)
     shown = re.sub(r" (class|id|role|tabindex|aria-[a-z]+|data-[a-z]+)=\"[^\"]*\"", "", shown)
+    shown = " ".join(shown.split()).replace("_", "\u02cd").replace("*", "\u2217")
     return shown.replace("<img ", '<img style="max-width: 160px" ')
 
 
@@ -126,10 +130,11 @@ class AdapterCardDataset(AdapterDataset):
     ```
     """
 
-    def preview(self) -> HTMLPreview:
+    def preview(self) -> TablePreview:
         """Base, question, picture size, LoRA, training, and the versions that it was trained on."""
         record = self.load().record
-        lora, image, training, run = (record[key] for key in ("lora", "image", "training", "run"))
+        lora, image, training = (record[key] for key in ("lora", "image", "training"))
+        run = record.get("run", {})
         size = f"{image['resized_height']} x {image['resized_width']}"
         limits = f"{image['min_pixels']} to {image['max_pixels']} pixels"
         facts = {
@@ -140,10 +145,14 @@ class AdapterCardDataset(AdapterDataset):
             "target modules": ", ".join(lora["target_modules"]),
             "vision tower": record["vision"],
             **{name.replace("_", " "): value for name, value in training.items() if value is not None},
-            "run": run["id"],
-            **{f"{name} (version read)": version for name, version in run["read"].items()},
+            "run": run.get("id", "none: made outside of a run"),
+            **{
+                f"read: {name}": read["version"]
+                for name, read in sorted(run.get("read", {}).items())
+                if read["version"]
+            },
         }
-        return HTMLPreview(fact_table(facts))
+        return fact_table(facts)
 
 
 class ImageTableDataset(ImageStoreDataset):
@@ -174,17 +183,19 @@ class BaseModelCardDataset(BaseModelDataset):
     ```yaml
     base_model:
       type: qwen_vl_lora.datasets.previews.BaseModelCardDataset
-      filepath: data/06_models/tiny_qwen2_vl
+      model: data/06_models/tiny_qwen2_vl
     ```
 
     ```python
-    BaseModelCardDataset(filepath="data/06_models/tiny_qwen2_vl").preview()
+    BaseModelCardDataset(model="data/06_models/tiny_qwen2_vl").preview()
     ```
     """
 
-    def preview(self) -> HTMLPreview:
-        """Read from config.json and the weights' headers."""
-        return HTMLPreview(fact_table(model_facts(self.load())))
+    def preview(self) -> TablePreview:
+        """Read from config.json and the weights' headers. Downloads nothing: looking must not cost 15 GB."""
+        if not self._exists():
+            return fact_table({**self._describe(), "state": "not here yet; the first run that needs it fetches it"})
+        return fact_table(model_facts(self.load()))
 
 
 class ModelDirectoryDataset(StagedDirectoryDataset):
@@ -202,10 +213,10 @@ class ModelDirectoryDataset(StagedDirectoryDataset):
     ```
     """
 
-    def preview(self) -> HTMLPreview:
+    def preview(self) -> TablePreview:
         """Read from config.json and the weights' headers."""
         path: Path = self.load()
-        return HTMLPreview(fact_table(model_facts(BaseModel(name=path.name, path=path))))
+        return fact_table(model_facts(BaseModel(name=path.name, path=path)))
 
 
 def model_facts(model: BaseModel) -> dict[str, Any]:
@@ -232,11 +243,7 @@ def _count(shape: tuple[int, ...]) -> int:
     return size
 
 
-def fact_table(facts: Mapping[str, Any]) -> str:
-    """Names and values as an HTML table."""
-    rows = "".join(
-        f'<tr><th style="text-align: left; padding-right: 1em">{html.escape(name)}</th>'
-        f"<td>{html.escape(str(value))}</td></tr>"
-        for name, value in facts.items()
-    )
-    return f"<table>{rows}</table>"
+def fact_table(facts: Mapping[str, Any]) -> TablePreview:
+    """Names and values, a row each."""
+    rows = [[name, str(value)] for name, value in facts.items()]
+    return TablePreview({"index": list(range(len(rows))), "columns": ["fact", "value"], "data": rows})

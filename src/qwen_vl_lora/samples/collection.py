@@ -26,7 +26,7 @@ from qwen_vl_lora.samples.image_stage import DataFolders, Fetch, ImageStage, Pic
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
 from qwen_vl_lora.samples.looks import stack_looks
 from qwen_vl_lora.samples.records import FileSource, Rejection, RowError, SourceSample, Turn
-from qwen_vl_lora.samples.texts import printable, spreadsheet_cell
+from qwen_vl_lora.samples.texts import printable
 from qwen_vl_lora.samples.turns import clean_turns
 
 MAX_DETAIL_CHARACTERS = 500
@@ -43,8 +43,7 @@ class Collected(NamedTuple):
     Attributes:
         images: the staged pictures; saving the `images` dataset publishes them.
         samples: `{"id", "image_ids", "images": [sha256, …], "turns": [{"role", "text"}, …]}`.
-        caption_table: a row for each sample of one image and one answer. Safe to open in a
-            spreadsheet, which puts an apostrophe before some texts: read `samples` for the exact ones.
+        caption_table: a row for each sample of one image and one answer.
         rejected_samples: a row for each row of the source that is not in `samples`.
     """
 
@@ -65,7 +64,13 @@ class _Checked(NamedTuple):
 
 @runtime_checkable
 class RemoteSource(Protocol):
-    """A source whose pictures lie on the network, and that knows where they may be fetched from."""
+    """A source whose pictures lie on the network, and that knows where they may be fetched from.
+
+    No `FileSource`: looking at its rows before a run would download them.
+    """
+
+    @property
+    def cache_folders(self) -> tuple[Path, ...]: ...
 
     def fetcher(self, image: ImageParameters) -> Fetcher: ...
 
@@ -93,15 +98,16 @@ def collect(
     Raises:
         DataFormatError: when the source gives no rows, or a larger share of bad ones than
             `quarantine.max_share`.
-        QwenVLLoraError: when the stage cannot be written.
+        OSError: when the stage cannot be written.
     """
     folders = DataFolders.of(workspace)
+    readable: tuple[Path, ...] = source.folders if isinstance(source, FileSource) else ()
     if isinstance(source, RemoteSource):
-        fetch = fetch or source.fetcher(image).fetch
+        readable, fetch = source.cache_folders, fetch or source.fetcher(image).fetch
     elif image.allow_urls:
         fetch = fetch or Fetcher(image.url_hosts, image.url_timeout, image.url_max_bytes).fetch
         source = source.with_addresses() if isinstance(source, AddressSource) else source
-    stage = ImageStage(folders, image, source.folders if isinstance(source, FileSource) else (), fetch)
+    stage = ImageStage(folders, image, readable, fetch)
     gathered = _Gathered(stage)
 
     def check(row: SourceSample | Rejection) -> _Checked | Rejection:
@@ -261,4 +267,4 @@ class _Gathered:
 
 def _text_column(texts: Iterable[str]) -> pd.Series[str]:
     # dtype object shares the texts that the samples hold; pandas' own string type would copy them.
-    return pd.Series([spreadsheet_cell(text) for text in texts], dtype="object")
+    return pd.Series(list(texts), dtype="object")

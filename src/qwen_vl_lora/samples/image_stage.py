@@ -6,6 +6,8 @@ may be used by several threads. Knows nothing of rows.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -17,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from qwen_vl_lora.exceptions import QwenVLLoraError
 from qwen_vl_lora.hub.addresses import address_of_path
 from qwen_vl_lora.hub.fetching import FetchError
 from qwen_vl_lora.parameters import ImageParameters
@@ -27,6 +28,9 @@ from qwen_vl_lora.samples.records import Reason, RowError
 
 MAX_FILE_BYTES = 256 * 2**20
 """Largest encoded image that is read into memory."""
+
+_NOT_THE_FILES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""The machine has run out of something: rejecting the row for it would lose a good one."""
 
 FETCHED_FOLDER = "fetched"
 """Below the stage: for each address that was fetched, a note with the name of its file in the store."""
@@ -102,19 +106,16 @@ class ImageStage:
         allowed = (folders.project, *source_folders, *(folders.project / root for root in limits.allowed_roots))
         self._allowed_roots = tuple(dict.fromkeys(os.path.realpath(Path(root).expanduser()) for root in allowed))
         self._lock = threading.Lock()
-        self._by_content: dict[str, Picture | _Fault | threading.Event] = {}
+        self._by_content: dict[str, Picture | _Fault | Exception | threading.Event] = {}
         self._by_path: dict[str, Picture | _Fault] = {}
-        try:
-            folders.stage.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise QwenVLLoraError(f"The folder {folders.stage} cannot be made: {error.strerror}.") from error
+        folders.stage.mkdir(parents=True, exist_ok=True)
 
     def add(self, image: bytes | Path) -> Picture:
         """Check a picture and stage its bytes.
 
         Raises:
             RowError: when it cannot be read or used.
-            QwenVLLoraError: when its bytes cannot be written.
+            OSError: when its bytes cannot be written; what was staged so far serves the next run.
         """
         outcome = self._add_bytes(image) if isinstance(image, bytes) else self._add_file(str(image))
         if isinstance(outcome, _Fault):
@@ -159,7 +160,8 @@ class ImageStage:
         """The bytes behind an address: from the store when an earlier run fetched them, else from the network."""
         if self._fetch is None:
             raise RowError(
-                "url_not_allowed", "It is a URL; to have it fetched, set image.allow_urls: true and list image.url_hosts."
+                "url_not_allowed",
+                "It is a URL; to have it fetched, set image.allow_urls: true and list image.url_hosts.",
             )
         stored = self._read_fetched(address)
         if stored is not None:
@@ -190,10 +192,11 @@ class ImageStage:
 
     def _note_fetched(self, address: str, picture: Picture) -> None:
         note = self._note_of(address)
-        note.parent.mkdir(exist_ok=True)
         unfinished = note.with_name(f".{note.name}.{os.getpid()}")
-        unfinished.write_text(f"{picture.sha256}{picture.suffix}", encoding="ascii")
-        unfinished.replace(note)
+        with contextlib.suppress(OSError):  # without its note a picture is fetched once more, and nothing else
+            note.parent.mkdir(exist_ok=True)
+            unfinished.write_text(f"{picture.sha256}{picture.suffix}", encoding="ascii")
+            unfinished.replace(note)
 
     def _add_bytes(self, data: bytes) -> Picture | _Fault:
         sha256 = hashlib.sha256(data).hexdigest()
@@ -204,8 +207,9 @@ class ImageStage:
         if isinstance(known, threading.Event):
             known.wait()  # another thread has this very picture in hand, so this cannot block for ever
             known = self._by_content[sha256]
-            if isinstance(known, threading.Event):
-                raise QwenVLLoraError(f"The image with sha256 {sha256} could not be staged.")
+        if isinstance(known, Exception):  # what stopped that thread stops this one
+            raise known
+        assert not isinstance(known, threading.Event)
         return known
 
     def _inspect(self, data: bytes, sha256: str, waiting: threading.Event) -> Picture | _Fault:
@@ -216,6 +220,9 @@ class ImageStage:
             self._by_content[sha256] = outcome
         except RowError as fault:
             outcome = self._by_content[sha256] = _Fault(fault.reason, fault.detail)
+        except Exception as error:
+            self._by_content[sha256] = error
+            raise
         finally:
             waiting.set()
         return outcome
@@ -229,12 +236,8 @@ class ImageStage:
         try:
             unfinished.write_bytes(data)
             unfinished.replace(staged)
-        except OSError as error:
+        finally:
             unfinished.unlink(missing_ok=True)
-            raise QwenVLLoraError(
-                f"The image {staged} cannot be written: {error.strerror}. Nothing was published; "
-                "what was staged so far is used by the next run."
-            ) from error
 
 
 def read_allowed_file(path: str, allowed_roots: Sequence[str]) -> bytes:
@@ -259,6 +262,8 @@ def read_allowed_file(path: str, allowed_roots: Sequence[str]) -> bytes:
     except ValueError as error:  # a NUL in the name
         raise RowError("missing_image", f"There can be no such file: {error}.") from error
     except OSError as error:
+        if error.errno in _NOT_THE_FILES_FAULT:
+            raise
         raise RowError("unreadable_file", f"The file cannot be read: {error.strerror}.") from error
 
 

@@ -22,6 +22,7 @@ from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.samples.image_files import LOOK_BYTES, open_image
 from qwen_vl_lora.samples.looks import Looks
 from qwen_vl_lora.samples.records import RowError
+from qwen_vl_lora.samples.texts import spreadsheet_cell, text_of_cell
 
 FILES_FOLDER = "files"
 MANIFEST_COLUMNS = ("id", "sha256", "path", "width", "height", "bytes")
@@ -193,7 +194,8 @@ def write_manifest(store: ImageStore, file: Path) -> None:
         writer = csv.writer(lines)
         writer.writerow(MANIFEST_COLUMNS)
         writer.writerows(
-            (entry.id, entry.sha256, entry.path, entry.width, entry.height, entry.bytes) for entry in store.entries
+            (spreadsheet_cell(entry.id), entry.sha256, entry.path, entry.width, entry.height, entry.bytes)
+            for entry in store.entries
         )
 
 
@@ -229,7 +231,7 @@ def _read_entries(rows: Iterable[list[str]]) -> Iterator[ImageEntry]:
             if length not in pixels:
                 pixels[length] = int(length)
         yield ImageEntry(
-            image_id,
+            text_of_cell(image_id),
             sha256,
             texts.setdefault(folder, folder),
             texts.setdefault(suffix, suffix),

@@ -117,11 +117,9 @@ class CaptionsFile:
             return Rejection(row, "", reason, detail)
         record = dict(zip(header, cells, strict=True))
         reference, folder = record["image_path"].strip(), self.folders[0]
-        if self.read_addresses:
-            reference = replace_address(reference)
         image_id = record.get("image_id", "").strip() or id_from_reference(reference, folder)
         try:
-            image = resolve_reference(reference, folder)
+            image = resolve_reference(replace_address(reference) if self.read_addresses else reference, folder)
         except RowError as fault:
             return Rejection(row, image_id, fault.reason, fault.detail)
         return SourceSample(row, image_id, (image,), (Turn("assistant", record["caption"]),))

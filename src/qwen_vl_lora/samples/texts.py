@@ -56,13 +56,19 @@ def printable(text: str, max_characters: int = 200) -> str:
 
 
 def spreadsheet_cell(text: str) -> str:
-    """Put an apostrophe before a text that a spreadsheet would run as a formula.
+    """Put an apostrophe before a text that a spreadsheet would run as a formula; `text_of_cell` undoes it exactly."""
+    return f"'{text}" if _may_be_run(text) else text
 
-    For CSV outputs alone: training reads `conversations.json`, where texts stand unchanged.
-    """
-    if text.lstrip().startswith(_FORMULA_STARTS) or text.startswith(("\t", "\r", "\n")):
-        return f"'{text}"
-    return text
+
+def text_of_cell(cell: str) -> str:
+    """The text that `spreadsheet_cell` was given."""
+    return cell[1:] if cell.startswith("'") and _may_be_run(cell) else cell
+
+
+def _may_be_run(text: str) -> bool:
+    # Behind apostrophes of the text's own too: ours would otherwise not be told from them.
+    text = text.lstrip("'")
+    return text.lstrip().startswith(_FORMULA_STARTS) or text.startswith(("\t", "\r", "\n"))
 
 
 def _is_kept(character: str) -> bool:

@@ -1,0 +1,1 @@
+"""Speed and memory of this project beside the tutorials' method. See README.md."""

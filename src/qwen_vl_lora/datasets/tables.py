@@ -1,0 +1,48 @@
+"""CSV tables that are safe to open in a spreadsheet and read back exactly."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+from kedro_datasets.pandas import CSVDataset
+
+from qwen_vl_lora.samples.texts import spreadsheet_cell, text_of_cell
+
+
+class SpreadsheetCSVDataset(CSVDataset):
+    """`pandas.CSVDataset` whose file holds no text that a spreadsheet would run as a formula.
+
+    Such texts get an apostrophe in the file and lose it when they are loaded.
+
+    ```yaml
+    predictions:
+      type: qwen_vl_lora.datasets.artifacts.ArtifactDataset
+      dataset: {type: qwen_vl_lora.datasets.tables.SpreadsheetCSVDataset, save_args: {index: false}}
+      filepath: data/07_model_output/tiny/predictions.csv
+    ```
+
+    ```python
+    SpreadsheetCSVDataset(filepath="table.csv").save(pd.DataFrame({"caption": ["=1+1"]}))
+    ```
+    """
+
+    def save(self, data: pd.DataFrame) -> None:
+        table = _map_texts(data, spreadsheet_cell)
+        if any(isinstance(cell, str) and "\r" in cell for _, column in table.items() for cell in column):
+            # Python's writer leaves a carriage return unquoted before 3.13, and what follows it begins a new row.
+            self._save_args = {**self._save_args, "quoting": csv.QUOTE_NONNUMERIC}
+        super().save(table)
+
+    def load(self) -> pd.DataFrame:
+        return _map_texts(super().load(), text_of_cell)
+
+
+def _map_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    def change_text(value: Any) -> Any:
+        return change(value) if isinstance(value, str) else value
+
+    texts = [name for name, column in table.items() if not pd.api.types.is_numeric_dtype(column)]
+    return table.assign(**{str(name): table[name].map(change_text) for name in texts})

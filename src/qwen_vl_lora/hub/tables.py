@@ -1,0 +1,167 @@
+"""Tables of captioned pictures on a ModelScope hub, read row by row with `MsDataset`.
+
+The client prepares the texts of a table once, in its own cache; pictures that a table names by
+address stay where they are until a row is taken. Code that a table brings along runs on consent alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError, QwenVLLoraError
+from qwen_vl_lora.hub.repositories import (
+    ListedFile,
+    Repository,
+    file_sha256,
+    hub_config,
+    hub_faults,
+    list_files,
+    require_reachable,
+)
+
+_REMEDY = (
+    "Connect and run again, or take the official COCO files: qwen_vl_lora.datasets.sources.CocoCaptionsDataset "
+    "in the catalog (docs/own-data.md)."
+)
+
+MAX_ATTEMPTS = 2
+"""Of preparing a table: the client itself does not look at what it got."""
+
+
+@dataclass(frozen=True)
+class HubTable:
+    """One split of one table at one revision.
+
+    Attributes:
+        subset: the client's name for a configuration; None takes the only one.
+        trust_remote_code: consent to run the Python file that a script dataset is.
+    """
+
+    repository: Repository
+    subset: str | None
+    split: str
+    trust_remote_code: bool
+
+    def check(self) -> None:
+        """Raises: MissingArtifactError within seconds when the hub cannot be reached."""
+        require_reachable(self.repository, _REMEDY)
+
+    def open(self) -> Any:
+        """The prepared table.
+
+        Raises:
+            DataFormatError: when it is a script and there is no consent.
+            MissingArtifactError: when the hub does not have it, or does not give it whole.
+        """
+        self.check()
+        files = list_files(self.repository)
+        self._require_consent(files)
+        broken: list[tuple[str, Path]] = []
+        fault: MissingArtifactError | None = None
+        for _ in range(MAX_ATTEMPTS):
+            try:
+                table, fault = self._load(), None
+            except MissingArtifactError as error:
+                fault = error
+            broken = self._broken_downloads(files)
+            if fault is None and not broken:
+                return table
+            self._discard(broken)
+        if fault is not None and not broken:
+            raise fault
+        raise MissingArtifactError(
+            f"{', '.join(sorted({name for name, _ in broken}))} of the dataset {self.repository} did not arrive as the "
+            f"hub lists it. Start the same command again later. {_REMEDY}"
+        ) from fault
+
+    def rows(self, image_column: str) -> Iterator[dict[str, Any]]:
+        """Rows in the table's order, with the image as the table stores it: bytes, path or address."""
+        from datasets import Image  # type: ignore[import-untyped]
+
+        table = self.open()
+        missing = {image_column} - set(table.column_names)
+        if missing:
+            raise DataFormatError(
+                f"The dataset {self.repository} has no column {image_column!r}; it has {', '.join(table.column_names)}."
+            )
+        if isinstance(table.features[image_column], Image):
+            table = table.cast_column(image_column, Image(decode=False))
+        yield from table
+
+    @property
+    def cache(self) -> Path:
+        """Below it lie the files that a table downloads."""
+        return Path(hub_config().cache_dir).absolute()
+
+    def _require_consent(self, files: Sequence[ListedFile]) -> None:
+        """The client asks for consent once and then runs what it has; here every run must say so."""
+        script = f"{self.repository.id.rpartition('/')[2]}.py"
+        if script in {file.name for file in files} and not self.trust_remote_code:
+            raise DataFormatError(
+                f"The dataset {self.repository} is a Python script ({script}) that would run on this machine. "
+                "Read it on the hub; if you trust it, set trust_remote_code: true in its catalog entry, with your "
+                "reason beside it. Nothing was run."
+            )
+
+    def _broken_downloads(self, files: Sequence[ListedFile]) -> list[tuple[str, Path]]:
+        """Files in the client's cache, with their names on the hub, that are not what the hub lists.
+
+        The client keeps whatever a server answers, a page that says 500 included, as the file it asked for.
+        """
+        from modelscope.utils.config_ds import MS_DATASETS_CACHE
+
+        listed = {file.name: file.sha256 for file in files if file.sha256}
+        folders = (Path(MS_DATASETS_CACHE), Path(MS_DATASETS_CACHE) / "downloads")
+        notes = [note for folder in folders for note in sorted(folder.glob("*.json"))]
+        kept = [(self._name_in(note), note.with_suffix("")) for note in notes]
+        return [
+            (name, file)
+            for name, file in kept
+            if name in listed and file.is_file() and file_sha256(file) != listed[name]
+        ]
+
+    def _discard(self, broken: Sequence[tuple[str, Path]]) -> None:
+        """Take broken files out of the client's cache, with the table that it prepared from them."""
+        from modelscope.utils.config_ds import MS_DATASETS_CACHE
+
+        for _, file in broken:
+            file.unlink()
+            file.with_name(f"{file.name}.json").unlink()
+        if broken:
+            shutil.rmtree(Path(MS_DATASETS_CACHE) / self.repository.id.replace("/", "___"), ignore_errors=True)
+
+    def _name_in(self, note: Path) -> str:
+        """The file of this table that a download of the client is, by its note beside it; empty for any other."""
+        try:
+            address = urlsplit(json.loads(note.read_text(encoding="utf-8"))["url"])
+        except (ValueError, KeyError, TypeError):
+            return ""
+        query = parse_qs(address.query)
+        ours = address.path.endswith(f"/datasets/{self.repository.id}/repo")
+        return query.get("FilePath", [""])[0] if ours else ""
+
+    def _load(self) -> Any:
+        from modelscope.msdatasets import MsDataset
+
+        try:
+            with hub_faults(self.repository):
+                return MsDataset.load(
+                    self.repository.id,
+                    subset_name=self.subset,
+                    split=self.split,
+                    version=self.repository.revision,
+                    trust_remote_code=self.trust_remote_code,
+                )
+        except QwenVLLoraError:
+            raise
+        except Exception as error:  # the table's own code raises whatever it likes
+            raise MissingArtifactError(
+                f"The dataset {self.repository} ({self.subset or 'only subset'}, split {self.split}) could not be "
+                f"read: {type(error).__name__}: {' '.join(str(error).split())[:300]}. {_REMEDY}"
+            ) from error

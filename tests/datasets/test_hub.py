@@ -1,0 +1,204 @@
+"""A table on the hub becomes samples through the real client, in a process of its own as users have it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from kedro.io import AbstractDataset, DatasetError
+
+from hub.loopback import COCO, add_coco, hub  # noqa: F401
+from hub.server import Fault
+from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
+from samples.pictures import jpeg, write
+
+ENTRY = {
+    "type": "qwen_vl_lora.datasets.hub.HubCaptionsDataset",
+    "dataset": f"{COCO}@master",
+    "subset": "coco_2014_caption",
+    "split": "train",
+    "columns": {"id": "image_id", "caption": "caption", "image": "image"},
+    "trust_remote_code": True,
+}
+COLLECT = """
+import json, sys
+from pathlib import Path
+from kedro.io import AbstractDataset
+from qwen_vl_lora.parameters import SplitParameters
+from qwen_vl_lora.samples.collection import collect
+from qwen_vl_lora.samples.conversations import build_conversations
+from qwen_vl_lora.samples.splitting import split_conversations
+from samples.pictures import (
+    captions_parameters, image_parameters, prompt_parameters, quarantine_parameters, workspace_folder
+)
+
+project, entry, captions, image = json.loads(sys.argv[1])
+source = AbstractDataset.from_config("captioned_images", entry).load()
+collected = collect(
+    source, workspace_folder(Path(project)), captions_parameters(**captions), image_parameters(**image),
+    quarantine_parameters(1.0),
+)
+rejected = collected.rejected_samples.to_dict("records")
+conversations = build_conversations(collected.samples, collected.images, prompt_parameters())
+split = split_conversations(
+    conversations, collected.images, SplitParameters(test_images=1, validation_images=1, seed=1)
+) if len(collected.images) > 2 else None
+print("\\n" + json.dumps([collected.samples, rejected, conversations, split]))
+"""
+
+
+def dataset(**changes) -> AbstractDataset:
+    return AbstractDataset.from_config("captioned_images", ENTRY | changes)
+
+
+@pytest.fixture
+def collected(tmp_path, pytestconfig):
+    """`collected(captions={"num_rows": 3})`: what the pipeline's node makes of the table."""
+
+    def go(captions=None, image=None, entry=ENTRY):
+        arguments = json.dumps([str(tmp_path / "project"), entry, captions or {}, image or {}])
+        command = [sys.executable, "-c", COLLECT, arguments]
+        tests = str(pytestconfig.rootpath / "tests")
+        child = subprocess.run(command, cwd=tests, capture_output=True, text=True, timeout=120, check=False)
+        assert child.returncode == 0, child.stderr[-3000:]
+        names = ("samples", "rejected", "conversations", "split")
+        return dict(zip(names, json.loads(child.stdout.splitlines()[-1]), strict=True))
+
+    return go
+
+
+def pictures_asked_for(server) -> list[str]:
+    return [request.file for request in server.requests if request.path.startswith("/storage/")]
+
+
+def test_rows_become_captions_and_bad_ones_are_rejected_with_their_reason(hub, collected):  # noqa: F811
+    add_coco(hub, [jpeg(seed) for seed in range(8)])
+    names = list(hub.storage)
+    del hub.storage[names[1]]
+    hub.storage[names[2]] = b"<html>gone</html>"
+    hub.fail(names[3], Fault(status=500))
+    hub.fail(names[4], *[Fault(status=500)] * 9)
+    hub.fail(names[5], Fault(cut=100))
+    hub.fail(names[6], *[Fault(delay=9.0)] * 3)
+    result = collected(image={"url_timeout": 4.0})
+    assert [sample["id"] for sample in result["samples"]] == [f"COCO_{number:012}" for number in (0, 3, 5, 7)]
+    assert result["samples"][0]["turns"] == [{"role": "assistant", "text": "A picture, number 0."}]
+    found = {row["row"]: (row["reason"], row["detail"]) for row in result["rejected"]}
+    assert {row: reason for row, (reason, _) in found.items()} == {
+        2: "missing_image",
+        3: "not_an_image",
+        5: "missing_image",
+        7: "missing_image",
+    }
+    assert "404" in found[2][1]
+    assert "in 3 attempts" in found[5][1]
+    # An interrupted or repeated run asks again for what it did not get, and for nothing else.
+    before = len(hub.requests)
+    hub.faults.clear()
+    assert len(collected(image={"url_timeout": 4.0})["samples"]) == 6
+    again = [request.file for request in hub.requests[before:] if request.path.startswith("/storage/")]
+    assert sorted(set(again)) == sorted(names[number] for number in (1, 2, 4, 6))
+
+
+def test_the_hub_gives_the_same_conversations_and_split_as_a_table_of_files(hub, collected, tmp_path):  # noqa: F811
+    pictures = [jpeg(seed) for seed in (0, 1, 2, 0, 3)]
+    add_coco(hub, pictures)
+    lines = ["image_path,caption"]
+    for number, picture in enumerate(pictures):
+        write(tmp_path / "mine" / f"{number}.jpg", picture)
+        lines.append(f'{number}.jpg," A picture,  number {number}."')
+    table = write(tmp_path / "mine" / "captions.csv", "\n".join(lines).encode())
+    local = {"type": "qwen_vl_lora.datasets.sources.CaptionsFileDataset", "filepath": str(table)}
+    from_hub, from_table = collected(), collected(entry=local)
+    assert len(from_hub["conversations"]) == 5
+    assert from_hub["conversations"] == from_table["conversations"]
+    assert from_hub["split"] == from_table["split"]
+
+
+@pytest.mark.parametrize(
+    ("captions", "ids"),
+    [({"num_rows": 3}, [0, 1, 2]), ({"num_rows": 3, "sampling": "random", "seed": 1}, None)],
+)
+def test_only_the_pictures_of_rows_that_are_taken_are_fetched(hub, collected, captions, ids):  # noqa: F811
+    add_coco(hub, [jpeg(seed) for seed in range(12)])
+    taken = [sample["id"] for sample in collected(captions=captions)["samples"]]
+    assert len(taken) == 3
+    assert ids is None or taken == [f"COCO_{number:012}" for number in ids]
+    assert sorted(pictures_asked_for(hub)) == sorted(f"train2014/{image_id}.jpg" for image_id in taken)
+
+
+@pytest.mark.parametrize("fault", [Fault(status=500), Fault(corrupt=True), Fault(cut=50)])
+def test_a_file_of_the_table_that_arrives_wrong_is_fetched_again(hub, collected, fault):  # noqa: F811
+    add_coco(hub, [jpeg(seed) for seed in range(4)])
+    hub.fail("train.csv", fault)
+    assert len(collected()["samples"]) == 4
+
+
+def test_a_file_of_the_table_that_stays_wrong_is_named_and_the_next_run_mends_it(hub, collected):  # noqa: F811
+    add_coco(hub, [jpeg(seed) for seed in range(4)])
+    hub.fail("train.csv", *[Fault(status=500)] * 2)
+    with pytest.raises(AssertionError, match=r"train\.csv of the dataset .* did not arrive as the hub lists it"):
+        collected()
+    assert len(collected()["samples"]) == 4
+
+
+def test_a_script_without_consent_is_refused_and_never_runs(hub, tmp_path):  # noqa: F811
+    add_coco(hub, [jpeg()])
+    hub.datasets[COCO, "master"].files["coco_2014_caption.py"] = f"open({str(tmp_path / 'ran')!r}, 'w')".encode()
+    rows = dataset(trust_remote_code=False).load()
+    with pytest.raises(DataFormatError, match=r"is a Python script.*set trust_remote_code: true.*Nothing was run"):
+        next(iter(rows))
+    assert not (tmp_path / "ran").exists()
+    assert hub.asked_for("coco_2014_caption.py") == []
+
+
+def test_consent_of_an_earlier_run_does_not_count_for_this_one(hub, collected):  # noqa: F811
+    add_coco(hub, [jpeg()])
+    collected()
+    with pytest.raises(DataFormatError, match="set trust_remote_code: true"):
+        next(iter(dataset(trust_remote_code=False).load()))
+
+
+def test_a_listing_with_a_name_that_leads_outside_stops_before_anything_is_written(hub, tmp_path):  # noqa: F811
+    add_coco(hub, [jpeg()])
+    hub.datasets[COCO, "master"].listed.append({"Path": "../evil.csv", "Type": "blob", "Size": 1, "Sha256": ""})
+    with pytest.raises(DataFormatError, match=r"'\.\./evil\.csv'.*Nothing was written"):
+        next(iter(dataset().load()))
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_missing_revision_is_named(hub):  # noqa: F811
+    add_coco(hub, [jpeg()])
+    with pytest.raises(MissingArtifactError, match=f"has no dataset {COCO} at revision v9"):
+        next(iter(dataset(dataset=f"{COCO}@v9").load()))
+
+
+def test_without_network_one_message_names_the_official_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))
+    started = time.monotonic()
+    with pytest.raises(MissingArtifactError, match=r"cannot be reached.*official COCO files"):
+        dataset().check()
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "coco"}, "must read owner/name"),
+        ({"dataset": "../x/y"}, "must read owner/name"),
+        ({"columns": {"id": "a"}}, "id, caption and image are required"),
+    ],
+)
+def test_an_entry_that_cannot_be_meant_is_refused(changes, message):
+    with pytest.raises(DatasetError, match=message):
+        dataset(**changes)
+
+
+def test_describing_a_table_asks_nobody():
+    source = dataset()
+    assert source.exists()
+    assert COCO in str(source)

@@ -1,0 +1,235 @@
+"""The recipes as a user runs them, against a hub on loopback: the endpoint, the caches and public parameters differ."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hub.loopback import COCO, MODEL, add_coco, files_of, hub, hub_environment  # noqa: F401
+from hub.server import Fault
+from samples.pictures import jpeg, write
+
+PROJECT = Path(__file__).parents[2]
+MODEL_7B = "Qwen/Qwen2.5-VL-7B-Instruct"
+WEIGHTS = "model.safetensors"
+ON_A_CPU = "device=cpu,generation.max_new_tokens=8,scoring.bootstrap_samples=10"
+
+
+class Machine:
+    """A user's machine: the project's configuration, an empty cache, and `kedro`."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.project = folder / "project"
+        shutil.copytree(PROJECT / "conf", self.project / "conf")
+        shutil.copy(PROJECT / "pyproject.toml", self.project)
+        shutil.copy(PROJECT / ".telemetry", self.project)
+        (self.project / "src").mkdir()
+        self.environment = os.environ | environment
+        self.cache = Path(environment["MODELSCOPE_CACHE"])
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "kedro", "run", *arguments]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, cwd=self.project, env=self.environment, text=True, **streams)
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Exit status and what was said, in one line."""
+        child = self.start(*arguments)
+        said, _ = child.communicate(timeout=280)
+        return child.returncode, " ".join(said.split())
+
+    def newest(self, path: str) -> Path:
+        folder = self.project / "data" / path
+        return max(folder.iterdir()) / folder.name
+
+    def load(self, path: str):
+        return json.loads(self.newest(path).read_text(encoding="utf-8"))
+
+    def artifacts(self) -> list[Path]:
+        return [path for path in (self.project / "data").rglob("*") if path.is_file()]
+
+
+@pytest.fixture
+def machine(hub, tmp_path):  # noqa: F811
+    return Machine(tmp_path, hub_environment(hub, tmp_path))
+
+
+def wait_for(found, child: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not found():
+        assert child.poll() is None, child.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def groups_of(env: str) -> dict:
+    return yaml.safe_load((PROJECT / "conf" / env / "parameters.yml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("env", ["qwen2_vl_2b_coco", "qwen2_5_vl_7b"])
+def test_a_recipe_states_every_key_that_decides_a_training(env):
+    base, recipe = groups_of("base"), groups_of(env)
+    for group in ("captions", "prompt", "split", "lora", "training_args", "generation", "scoring"):
+        assert set(recipe[group]) >= set(base[group]), group
+    assert {"max_length", "vision", "rows", "resume", "device"} <= set(recipe)
+    assert {"resized_height", "resized_width", "min_pixels", "max_pixels"} <= set(recipe["image"])
+
+
+def test_the_recipes_carry_the_tutorials_values():
+    two, seven = groups_of("qwen2_vl_2b_coco"), groups_of("qwen2_5_vl_7b")
+    same = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "learning_rate": 1e-4, "bf16": True}
+    same |= {"lr_scheduler_type": "linear", "logging_steps": 10, "gradient_checkpointing": True}
+    for recipe in (two, seven):
+        assert same.items() <= recipe["training_args"].items()
+        assert (recipe["lora"]["r"], recipe["lora"]["lora_alpha"], recipe["lora"]["lora_dropout"]) == (64, 16, 0.05)
+        assert recipe["generation"]["max_new_tokens"] == 128
+        assert recipe["generation"]["repetition_penalty"] == 1.0
+        assert (recipe["max_length"], recipe["split"]["test_images"], recipe["device"]) == (8192, 4, "cuda")
+    assert {"num_train_epochs": 2, "save_steps": 100, "save_on_each_node": True}.items() <= two["training_args"].items()
+    assert {"num_train_epochs": 5, "save_steps": 74}.items() <= seven["training_args"].items()
+    assert (two["prompt"]["user"], two["captions"]["num_rows"]) == ("COCO Yes:", 500)
+    assert (seven["prompt"]["user"], seven["prompt"]["override"]) == ("请描述这张图片的内容。", True)
+    assert (two["image"]["resized_height"], seven["image"]["resized_height"]) == (280, 256)
+
+
+@pytest.mark.slow
+def test_the_coco_recipe_downloads_trains_and_evaluates_and_a_killed_download_goes_on(machine, hub, base_path):  # noqa: F811
+    files = files_of(base_path("qwen2_vl"))
+    hub.add_model(MODEL, files)
+    add_coco(hub, [jpeg(seed) for seed in range(20)])
+    hub.fail(WEIGHTS, Fault(delay=0.7))
+    child = machine.start("--env", "qwen2_vl_2b_coco", "--params", ON_A_CPU)
+    weights = machine.cache / "models" / MODEL.replace("/", "--") / "snapshots" / "master" / WEIGHTS
+    partial = weights.with_name(f"{WEIGHTS}.incomplete")
+    wait_for(lambda: partial.exists() and partial.stat().st_size, child)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    had = partial.stat().st_size
+    assert 0 < had < len(files[WEIGHTS])
+    pictures = [request.file for request in hub.requests if request.path.startswith("/storage/")]
+    assert len(pictures) == len(set(pictures)) == 20
+
+    status, said = machine.run("--env", "qwen2_vl_2b_coco", "--params", ON_A_CPU)
+    assert status == 0, said[-3000:]
+    assert weights.read_bytes() == files[WEIGHTS]
+    assert hub.asked_for(WEIGHTS)[-1].range == f"bytes={had}-"
+    assert [request.file for request in hub.requests if request.path.startswith("/storage/")] == pictures
+    summary = machine.load("05_model_input/qwen2_vl_2b_coco/split_summary.json")
+    assert summary["samples"] == {"train": 16, "validation": 0, "test": 4}
+    record = json.loads((machine.newest("06_models/qwen2_vl_2b_coco/adapter") / "adapter_record.json").read_text())
+    assert f"{MODEL}" in json.dumps(record)
+    assert machine.load("08_reporting/qwen2_vl_2b_coco/caption_metrics.json")["num_images"] == 4
+
+
+@pytest.mark.slow
+def test_the_7b_recipe_trains_on_the_tutorials_own_json(machine, hub, base_path, tmp_path):  # noqa: F811
+    hub.add_model(MODEL_7B, files_of(base_path("qwen2_5_vl", tied=False)))
+    pictures = tmp_path / "elsewhere"
+    records = [
+        {
+            "id": f"identity_{seed}",
+            "conversations": [
+                {
+                    "from": "user",
+                    "value": f"COCO Yes: <|vision_start|>{write(pictures / f'{seed}.jpg', jpeg(seed))}<|vision_end|>",
+                },
+                {"from": "assistant", "value": f"A picture, number {seed}."},
+            ],
+        }
+        for seed in range(12)
+    ]
+    file = write(machine.project / "data_vl.json", json.dumps(records).encode())
+    arguments = ["--env", "qwen2_5_vl_7b", "--params"]
+    status, said = machine.run(*arguments, f"captions_file={file},{ON_A_CPU}")
+    assert status != 0
+    assert f"add its folder to image.allowed_roots: [{pictures}]" in said
+    settings = machine.project / "conf" / "qwen2_5_vl_7b" / "parameters.yml"
+    changed = settings.read_text().replace("\nimage:", f"\nimage:\n  allowed_roots: [{pictures}]", 1)
+    settings.write_text(changed)
+    status, said = machine.run(*arguments, f"captions_file={file},{ON_A_CPU}")
+    assert status == 0, said[-3000:]
+    conversation = machine.load("03_primary/qwen2_5_vl_7b/conversations.json")[0]["conversations"]
+    assert conversation[0]["value"].startswith("请描述这张图片的内容。 <|vision_start|>")
+    assert machine.load("08_reporting/qwen2_5_vl_7b/caption_metrics.json")["num_images"] == 4
+
+
+def test_500_rows_of_coco_give_496_training_and_4_test_samples(machine, hub):  # noqa: F811
+    add_coco(hub, [jpeg(seed, (16, 12)) for seed in range(510)])
+    status, said = machine.run("--env", "qwen2_vl_2b_coco", "--pipeline", "data_engineering")
+    assert status == 0, said[-3000:]
+    summary = machine.load("05_model_input/qwen2_vl_2b_coco/split_summary.json")
+    assert summary["samples"] == {"train": 496, "validation": 0, "test": 4}
+    first = machine.load("03_primary/qwen2_vl_2b_coco/conversations.json")[0]["conversations"]
+    assert first[0]["value"].startswith("COCO Yes: <|vision_start|>data/02_intermediate/qwen2_vl_2b_coco/images/files/")
+    assert first[1]["value"] == "A picture, number 0."
+
+
+def test_without_a_gpu_the_recipe_stops_at_once_and_says_so(machine, hub, base_path):  # noqa: F811
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    hub.add_model(MODEL, files_of(base_path("qwen2_vl")))
+    add_coco(hub, [jpeg()])
+    status, said = machine.run("--env", "qwen2_vl_2b_coco")
+    assert status != 0
+    assert "device: cuda is asked for, but torch sees no CUDA device here" in said
+    assert hub.asked_for(WEIGHTS) == []
+    assert machine.artifacts() == []
+
+
+@pytest.mark.parametrize("arguments", [(), ("--pipeline", "data_engineering")])
+def test_without_network_the_recipe_stops_before_any_node(machine, arguments):
+    machine.environment["MODELSCOPE_ENDPOINT"] = "http://127.0.0.1:1"
+    status, said = machine.run("--env", "qwen2_vl_2b_coco", *arguments, "--params", "device=cpu")
+    assert status != 0
+    assert "cannot be reached" in said
+    assert "Traceback" not in said
+    assert "Running node" not in said
+    assert machine.artifacts() == []
+
+
+def test_a_script_without_consent_stops_the_recipe(machine, hub):  # noqa: F811
+    add_coco(hub, [jpeg()])
+    catalog = machine.project / "conf" / "qwen2_vl_2b_coco" / "catalog.yml"
+    catalog.write_text(catalog.read_text().replace("trust_remote_code: true", "trust_remote_code: false"))
+    status, said = machine.run("--env", "qwen2_vl_2b_coco", "--pipeline", "data_engineering")
+    assert status != 0
+    assert f"The dataset {COCO}@master is a Python script" in said
+    assert "Traceback" not in said
+
+
+def test_the_base_model_on_the_command_line_may_be_a_hub_id(machine, hub):  # noqa: F811
+    lines = [f"{write(machine.project / f'{seed}.jpg', jpeg(seed)).name},Picture {seed}." for seed in range(12)]
+    write(machine.project / "captions.csv", "\n".join(["image_path,caption", *lines]).encode())
+    parameters = "captions_file=captions.csv,base_model=Nobody/Nothing@v2,device=cpu"
+    status, said = machine.run("--env", "own_captions", "--params", parameters)
+    assert status != 0
+    assert "has no model Nobody/Nothing at revision v2" in said
+    assert "Traceback" not in said
+
+
+def test_500_jpegs_and_a_table_written_by_pandas_work_as_they_are(machine, tmp_path):
+    import pandas as pd
+
+    names = [f"IMG {number}.JPG" for number in range(500)]
+    for number, name in enumerate(names):
+        write(tmp_path / "mine" / name, jpeg(number, (16, 12)))
+    table = pd.DataFrame({"image_path": names, "caption": [f"Caption, “{number}”" for number in range(500)]})
+    table.to_csv(tmp_path / "mine" / "captions.csv")
+    arguments = ["--env", "own_captions", "--pipeline", "data_engineering"]
+    status, said = machine.run(*arguments, "--params", f"captions_file={tmp_path / 'mine' / 'captions.csv'}")
+    assert status == 0, said[-3000:]
+    with machine.newest("02_intermediate/own_captions/caption_table.csv").open(encoding="utf-8", newline="") as lines:
+        assert [row["caption"] for row in csv.DictReader(lines)] == list(table["caption"])
+    assert machine.load("05_model_input/own_captions/split_summary.json")["samples"]["train"] == 496
