@@ -9,8 +9,9 @@ import click
 from kedro.framework.cli.project import run as kedro_run
 
 from qwen_vl_lora.console import show_messages_for_expected_errors
+from qwen_vl_lora.exceptions import ParameterError
 
-COMMANDS = ("caption", "features")
+COMMANDS = ("caption", "features", "prune", "runs", "verify")
 """Names of the modules in `commands/`; each has a click command of its own name."""
 
 
@@ -39,8 +40,19 @@ def _run(verbose: bool, **options: Any) -> Any:
     if options["pipeline"]:  # the same as --pipelines, which Kedro prefers and warns for
         options["pipelines"] = [*options["pipelines"], options.pop("pipeline")]
         options["pipeline"] = None
+    _check_runner(click.get_current_context(), options["runner"])
     assert kedro_run.callback is not None
     return kedro_run.callback(**options)
+
+
+def _check_runner(context: click.Context, runner: str | None) -> None:
+    """A `--config` file may come from elsewhere: it must not name a class to import."""
+    from_file = context.get_parameter_source("runner") == click.core.ParameterSource.DEFAULT_MAP
+    if from_file and runner and "." in runner:
+        raise ParameterError(
+            f"The --config file names the runner {runner!r}; only Kedro's own are taken from a file. "
+            "Name it on the command line if you trust it: --runner."
+        )
 
 
 _VERBOSE = click.Option(["--verbose", "-v"], is_flag=True, help="Show the traceback of expected errors too.")

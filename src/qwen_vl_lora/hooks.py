@@ -40,7 +40,7 @@ class ProjectHooks:
 
 
 class LineageHooks:
-    """Writes the record of every run whose first node starts, and makes pipelines read versions that belong together."""
+    """Records every run whose first node starts, and makes pipelines read versions that belong together."""
 
     def __init__(self) -> None:
         self._context: KedroContext | None = None

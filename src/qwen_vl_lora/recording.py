@@ -27,7 +27,7 @@ from qwen_vl_lora.lineage.consistency import choose_versions
 from qwen_vl_lora.lineage.masking import mask_text, mask_tree
 from qwen_vl_lora.lineage.records import Outcome, Record, RecordWriter, read_records, runs_folder
 from qwen_vl_lora.lineage.replay import replay_options, stored_configuration
-from qwen_vl_lora.lineage.run import Artifact, Run, RunInterrupted, begin_run, end_run
+from qwen_vl_lora.lineage.run import Artifact, Run, RunInterruptedError, begin_run, end_run
 from qwen_vl_lora.lineage.storage import file_sha256
 from qwen_vl_lora.lineage.surroundings import describe_computing, describe_surroundings
 
@@ -117,7 +117,7 @@ class RunRecorder:
     def fail(self, error: Exception) -> None:
         """The run ended with an error."""
         expected = expected_error(error)
-        outcome: Outcome = "interrupted" if isinstance(expected, RunInterrupted) else "failed"
+        outcome: Outcome = "interrupted" if isinstance(expected, RunInterruptedError) else "failed"
         self._end(outcome, mask_text(f"{type(expected or error).__name__}: {expected or error}"))
 
     def finish(self) -> None:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny_models import FAMILIES, captioned
 from torch.nn import functional
 
 from qwen_vl_lora.features.inputs import PixelPictures, StoredPictures
@@ -13,7 +12,8 @@ from qwen_vl_lora.modeling.chat import ChatEncoder
 from qwen_vl_lora.modeling.pictures import PictureSizer
 from qwen_vl_lora.samples.conversations import parse_conversation
 from qwen_vl_lora.tuning.collator import RowCollator, rope_positions
-from qwen_vl_lora.tuning.rows import Row, group_rows
+from qwen_vl_lora.tuning.rows import Row, group_rows, plan_passes
+from tiny_models import FAMILIES, captioned
 
 CAPTIONS = ["big red circle", "a much longer caption about a small blue square on grey", "star", "two green crosses"]
 
@@ -58,8 +58,14 @@ def test_one_row_of_answers_has_the_loss_and_gradients_of_separate_sequences(bas
 
     processor, sizer, conversations = parts
     lora = LoraParameters(
-        r=4, lora_alpha=4, lora_dropout=0.0, bias="none", target_modules=["q_proj", "v_proj", "down_proj"],
-        use_rslora=False, use_dora=False, init_lora_weights=False,
+        r=4,
+        lora_alpha=4,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=["q_proj", "v_proj", "down_proj"],
+        use_rslora=False,
+        use_dora=False,
+        init_lora_weights=False,
     )
     model = add_adapter(base.load_model("float32", "cpu"), lora, "frozen", seed=0)
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
@@ -137,3 +143,19 @@ def test_stored_features_give_the_logits_of_pixels(base, parts, images, image_pa
         pixels = model(**RowCollator(PixelPictures(images, processor, sizer), pad, 2)(rows).inputs).logits
         stored = model(**RowCollator(StoredPictures(features), pad, 2)(rows).inputs).logits
     assert torch.allclose(stored, pixels, rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_cut_into_passes_has_the_loss_and_gradients_of_one_pass(base, parts, images):
+    processor, sizer, conversations = parts
+    model = base.load_model("float32", "cpu")
+    weight = model.model.language_model.layers[0].self_attn.q_proj.weight.requires_grad_(True)
+    collator = RowCollator(PixelPictures(images, processor, sizer), processor.tokenizer.pad_token_id, 2)
+    results = []
+    for batch_size in (len(conversations), 3, 1):
+        passes = plan_passes(conversations, "shared", batch_size)
+        losses = [summed_loss(model, collator(rows)) for rows in passes]
+        results.append((len(passes), sum(losses), torch.autograd.grad(sum(losses), weight)[0]))
+    assert results[0][0] < results[1][0] < results[2][0]
+    for _, loss, gradient in results[1:]:
+        assert torch.allclose(loss, results[0][1], rtol=1e-5)
+        assert (gradient - results[0][2]).norm() <= 1e-5 * gradient.norm()

@@ -24,6 +24,7 @@ _FACTS = (
     "made_from",
 )
 
+
 class StagedDirectoryDataset(AtomicVersionedDataset):
     """A directory that a node built in the workspace and this dataset moves into place.
 

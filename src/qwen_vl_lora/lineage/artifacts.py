@@ -63,9 +63,14 @@ def log_without_timing(path: Path) -> str:
 def _adapter_content(path: Path) -> dict[str, Any]:
     config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
     config.pop("base_model_name_or_path", None)  # a place; the base is told by its fingerprint
+    config = {name: sorted(value) if _is_names(value) else value for name, value in config.items()}  # PEFT writes sets
     left_out = {"adapter_record.json", "adapter_config.json"}
     files = {name: sha256 for name, sha256 in files_sha256(path).items() if name not in left_out}
     return {"config": config, "files": files}
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def digest(value: Any) -> str:
@@ -75,10 +80,10 @@ def digest(value: Any) -> str:
 
 def relative(path: Path, root: Path) -> str:
     """The path as seen from the project, where it lies inside it."""
-    try:
-        return path.resolve().relative_to(root.resolve()).as_posix()
-    except ValueError:
-        return path.as_posix()
+    for seen, home in ((path.absolute(), root.absolute()), (path.resolve(), root.resolve())):
+        if seen.is_relative_to(home):
+            return seen.relative_to(home).as_posix()
+    return path.as_posix()
 
 
 def fault_of(artifact: Artifact, root: Path) -> str | None:

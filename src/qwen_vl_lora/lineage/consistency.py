@@ -28,8 +28,9 @@ def choose_versions(
     if not wanted:
         return {}
     candidates = [versions for versions in _consistent_sets(records, stored) if set(wanted) <= versions.keys()]
+    with_named = [versions for versions in candidates if named.items() <= versions.items()]
     agreeing = [versions for versions in candidates if all(versions.get(n, v) == v for n, v in named.items())]
-    for versions in [*agreeing, *candidates]:
+    for versions in [*with_named, *agreeing, *candidates]:
         return {name: versions[name] for name in wanted}
     common = _newest_common_version(wanted, stored)
     known = {record.id for record in records}
@@ -43,9 +44,7 @@ def choose_versions(
     )
 
 
-def _consistent_sets(
-    records: Sequence[Record], stored: Mapping[str, Sequence[str]]
-) -> Iterable[dict[str, str]]:
+def _consistent_sets(records: Sequence[Record], stored: Mapping[str, Sequence[str]]) -> Iterable[dict[str, str]]:
     """For every run that wrote something of what is needed, newest first: all versions that belong to it."""
     for record in reversed(records):
         own = record.complete_versions()
@@ -59,9 +58,7 @@ def versions_behind(record: Record, records: Iterable[Record]) -> dict[str, str]
 
     The nearer run decides where several name the same dataset.
     """
-    writers = {
-        (name, version): other for other in records for name, version in other.complete_versions().items()
-    }
+    writers = {(name, version): other for other in records for name, version in other.complete_versions().items()}
     versions: dict[str, str] = {}
     waiting, seen = [record], {record.id}
     while waiting:

@@ -7,11 +7,9 @@ from typing import Any
 
 MASK = "***"
 
-_SECRET_NAME = re.compile(r"(^|[._-])(token|secret|passw(or)?d|passphrase|credentials?|(api|access|private|auth)_?key)$", re.I)
-_ASSIGNED = re.compile(
-    r"([\w.-]*(?:token|secret|passw(?:or)?d|passphrase|(?:api|access|private|auth)[_-]?key)[\w-]*\s*[=:]\s*)([^\s,;&'\"]+)",
-    re.I,
-)
+_NAMES = r"token|secret|passw(?:or)?d|passphrase|(?:api|access|private|auth)[_-]?key"
+_SECRET_NAME = re.compile(rf"(^|[._-])({_NAMES}|credentials?)$", re.I)
+_ASSIGNED = re.compile(rf"([\w.-]*(?:{_NAMES})\s*[=:]\s*)([^\s,;&'\"]+)", re.I)
 _URL_USER = re.compile(r"(\w[\w+.-]*://)[^/\s@]+@")
 _KNOWN = re.compile(
     r"\b(gh[pousr]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|hf_\w{16,}|sk-[\w-]{16,}|xox[abprs]-[\w-]{10,}|AKIA\w{12,})"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import shutil
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,9 +76,7 @@ class Record:
         """Dataset → version of what the run wrote in stages that it went through to their end."""
         stages = self.facts.get("stages", {})
         written = self.written
-        unfinished = {
-            name for outputs in stages.values() if not set(outputs) <= set(written) for name in outputs
-        }
+        unfinished = {name for outputs in stages.values() if not set(outputs) <= set(written) for name in outputs}
         return {
             name: artifact["version"]
             for name, artifact in written.items()
@@ -145,6 +145,8 @@ def find_record(project: Path, run: str) -> Record:
 class RecordWriter:
     """Keeps the current run's record on disk.
 
+    A record that can no longer be written, on a full disk say, never stops or hides what the run itself does.
+
     Args:
         folder: `runs/<run id>`; made by `open`.
         run: the run, whose facts, reads and writes are written.
@@ -153,11 +155,14 @@ class RecordWriter:
     def __init__(self, folder: Path, run: Run) -> None:
         self.folder = folder
         self._run = run
-        self._lock = Lock(folder / _LOCK)
-        self.is_open = False
+        self._lock: Lock | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._lock is not None
 
     def open(self, configuration: Mapping[str, str]) -> None:
-        """Make the folder with the run's configuration, and say that it is under way.
+        """Make the folder with the run's configuration, whole, and say that the run is under way.
 
         Args:
             configuration: file name relative to the folder → text, `replay.yml` among them.
@@ -165,25 +170,39 @@ class RecordWriter:
         earlier = read_records(self.folder.parent)
         self._run.facts["sequence"] = 1 + max((record.sequence for record in earlier), default=0)
         self._run.facts["started"] = now()
-        self._lock.acquire()
-        for name, text in configuration.items():
-            path = self.folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        sync_tree(self.folder)
-        self.is_open = True
-        self.update(sync=True)
+        staging = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}.partial")
+        lock = Lock(staging / _LOCK)
+        try:
+            lock.acquire()
+            for name, text in {**configuration, RECORD_FILE: self._text("running")}.items():
+                path = staging / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+            sync_tree(staging)
+            staging.rename(self.folder)
+        except BaseException:
+            lock.release()
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        self._lock = lock
 
-    def update(self, *, sync: bool = False) -> None:
+    def update(self) -> None:
         """Write what is known so far."""
-        write_whole(self.folder / RECORD_FILE, self._text("running"), sync=sync)
+        self._write("running", sync=False)
 
     def close(self, outcome: Outcome, message: str | None = None) -> None:
         """Write how the run ended."""
         self._run.facts |= {"ended": now(), "message": message}
-        write_whole(self.folder / RECORD_FILE, self._text(outcome))
-        self.is_open = False
-        self._lock.release()
+        self._write(outcome, sync=True)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _write(self, outcome: Outcome, *, sync: bool) -> None:
+        try:
+            write_whole(self.folder / RECORD_FILE, self._text(outcome), sync=sync)
+        except OSError as error:
+            logger.warning("The run record %s could not be written: %s.", self.folder / RECORD_FILE, error)
 
     def _text(self, outcome: Outcome) -> str:
         run = self._run

@@ -16,7 +16,7 @@ Artifact = dict[str, Any]
 """`version`, `path`, `sha256` and more of one dataset, as a record holds it."""
 
 
-class RunInterrupted(QwenVLLoraError, RuntimeError):
+class RunInterruptedError(QwenVLLoraError, RuntimeError):
     """The user or the machine stopped the run; what it had was saved first."""
 
 
@@ -29,14 +29,14 @@ class Run:
         read: dataset → what was loaded.
         written: dataset → what was saved.
         facts: everything else that `record.json` holds, so far.
-        at_end: what to do when the run has finished; not done when it fails.
+        at_end: what to do when the run ends; told whether it finished.
     """
 
     id: str
     read: dict[str, Artifact] = field(default_factory=dict)
     written: dict[str, Artifact] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    at_end: list[Callable[[], None]] = field(default_factory=list)
+    at_end: list[Callable[[bool], None]] = field(default_factory=list)
 
 
 _current: Run | None = None
@@ -53,9 +53,8 @@ def end_run(*, finished: bool) -> None:
     """No run is under way any more."""
     global _current
     ended, _current = _current, None
-    if ended is not None and finished:
-        for action in ended.at_end:
-            action()
+    for action in ended.at_end if ended is not None else []:
+        action(finished)
 
 
 def current_run() -> Run | None:
@@ -63,9 +62,9 @@ def current_run() -> Run | None:
     return _current
 
 
-def when_run_has_finished(action: Callable[[], None]) -> None:
-    """Do `action` after the last artifact of the current run is saved; at once outside of a run."""
+def at_run_end(action: Callable[[bool], None]) -> bool:
+    """Do `action(finished)` when the current run ends. False, and nothing is done, outside of a run."""
     if _current is None:
-        action()
-    else:
-        _current.at_end.append(action)
+        return False
+    _current.at_end.append(action)
+    return True

@@ -1,7 +1,8 @@
-"""Files and folders that are whole or absent, also after power loss; their hashes; locks that die with their process."""
+"""Files and folders that are whole or absent, even after power loss; hashes; locks that die with their process."""
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -50,16 +51,25 @@ def write_whole(path: Path, text: str, *, sync: bool = True) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Put a file or directory in the place of another, on the same filesystem. Directories take two renames."""
+    """Put a file or directory in the place of another, on the same filesystem."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if not (source.is_dir() and target.exists()):
         source.replace(target)
+    elif _exchange(source, target):
+        shutil.rmtree(source, ignore_errors=True)
     else:
         retired = _hidden_beside(target)
         target.rename(retired)
         source.rename(target)
         shutil.rmtree(retired, ignore_errors=True)
     sync_folder(target.parent)
+
+
+def _exchange(one: Path, two: Path) -> bool:
+    """Swap two directories in one step; False where the system cannot."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(two), exchange) == 0
 
 
 def discard(path: Path) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import resource
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +30,7 @@ from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.tuning.batch_size import choose_batch_size
 from qwen_vl_lora.tuning.checkpoints import TrainingJob, find_checkpoint
 from qwen_vl_lora.tuning.collator import ForwardPass, RowCollator, to_device
+from qwen_vl_lora.tuning.interruption import train_on
 from qwen_vl_lora.tuning.rows import Row, StepSampler, plan_passes, share_groups
 from qwen_vl_lora.tuning.settings import TrainingSettings
 from qwen_vl_lora.tuning.trainer import LOG_COLUMNS, CaptionTrainer, read_log
@@ -104,14 +103,12 @@ def fit_adapter(
     first = collator(first_pass(train, settings, size))
     check_pictures_reach_the_model(model, first, device)
 
-    started = time.perf_counter()
-    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.perf_counter() - started
+    train_on(trainer, checkpoint)
     check_vision_is_untouched(model, settings.vision)
 
     log = read_log(trainer.state.log_history)
     summary = {
-        **_summary(trainer, log, train, seconds, outcome.global_step),
+        **_summary(trainer, log, train),
         "trainable_parameters": trainable_parameters(model),
         "device": str(device),
         "resumed_from": checkpoint.name if checkpoint else None,
@@ -181,11 +178,16 @@ def checkpoint_activations(model: Any, vision: str) -> None:
     The last layer keeps its activations: its backward comes first, when the memory is there anyway.
     """
     inner = model.get_base_model().model
-    arguments = {"use_reentrant": False}
-    inner.language_model.gradient_checkpointing_enable(arguments)
+    _enable_checkpointing(inner.language_model)
     inner.language_model.layers[-1].gradient_checkpointing = False
     if vision == "adapted":
-        inner.visual.gradient_checkpointing_enable(arguments)
+        _enable_checkpointing(inner.visual)
+
+
+def _enable_checkpointing(model: Any) -> None:
+    # transformers 5.2x renames it and warns for the old name.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def captions_per_device(settings: TrainingSettings) -> int:
@@ -323,20 +325,17 @@ def adapter_record(base_model: BaseModel, data: TrainingData, settings: Training
     }
 
 
-def _summary(
-    trainer: CaptionTrainer, log: list[Record], train: Sequence[EncodedConversation], seconds: float, steps: int
-) -> Record:
+def _summary(trainer: CaptionTrainer, log: list[Record], train: Sequence[EncodedConversation]) -> Record:
     losses = [row["loss"] for row in log if "loss" in row]
     captions = round(len(train) * (trainer.state.epoch or 0))
-    on_gpu = trainer.args.device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds, steps = trainer.progress.seconds, trainer.state.global_step
     return {
         "steps": steps,
         "epochs": trainer.state.epoch,
         "samples": len(train),
         "seconds": round(seconds, 3),
         "samples_per_second": round(captions / seconds, 3),
-        "peak_memory_mb": round(peak / 2**20, 1),
+        "peak_memory_mb": round(trainer.progress.peak_bytes / 2**20, 1),
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "best_step": trainer.state.best_global_step or steps,

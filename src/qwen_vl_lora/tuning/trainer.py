@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -22,8 +23,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from qwen_vl_lora.exceptions import TrainingError
 from qwen_vl_lora.modeling.chat import EncodedConversation
-from qwen_vl_lora.tuning.checkpoints import seal
+from qwen_vl_lora.tuning.checkpoints import INCOMING, prune, publish
 from qwen_vl_lora.tuning.collator import ForwardPass, RowCollator
+from qwen_vl_lora.tuning.interruption import Progress, SaveOnSignal
 from qwen_vl_lora.tuning.rows import Row, StepSampler, pack_rows
 
 logger = logging.getLogger(__name__)
@@ -68,13 +70,16 @@ class CaptionTrainer(Trainer):
         self._sampler = sampler
         self._captions_seen = 0
         self._logged_at = (time.perf_counter(), 0)
+        self.interruption = SaveOnSignal()
         super().__init__(
             model,
             args,
             train_dataset=train,  # type: ignore[arg-type]
             eval_dataset=validation,  # type: ignore[arg-type]
-            callbacks=[EpochOrder(sampler), *(callbacks or [])],
+            callbacks=[EpochOrder(sampler), self.interruption, *(callbacks or [])],
         )
+        self.progress = Progress(self)
+        self.add_callback(self.progress)
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.add_callback(LossLines() if args.disable_tqdm else LossProgress())
@@ -107,9 +112,17 @@ class CaptionTrainer(Trainer):
                 self.accelerator.backward(loss)
             total += loss.detach()
             self._captions_seen += len(forward.sample_ids)
-        if not torch.isfinite(total):
-            self._stop_on_bad_loss(float(total), inputs)
+        norm = self._gradient_norm(model)
+        if not torch.isfinite(total + norm):
+            self._stop_on_bad_step(float(total), float(norm), inputs)
         return total
+
+    def _gradient_norm(self, model: Any) -> torch.Tensor:
+        """Looked at before the step is taken: from a gradient that is no number the weights would never recover."""
+        if self.accelerator.scaler is not None:  # on float16 the scaler skips such steps by itself
+            return torch.zeros((), device=self.args.device)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
 
     def _summed_loss(self, model: Any, forward: ForwardPass) -> torch.Tensor:
         with self.compute_loss_context_manager():
@@ -119,12 +132,14 @@ class CaptionTrainer(Trainer):
             logits[rows, columns].float(), forward.labels.to(logits.device), reduction="sum"
         )
 
-    def _stop_on_bad_loss(self, loss: float, inputs: Sequence[ForwardPass]) -> None:
+    def _stop_on_bad_step(self, loss: float, norm: float, inputs: Sequence[ForwardPass]) -> None:
+        what = f"gradient's norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
         samples = [sample for forward in inputs for sample in forward.sample_ids]
-        checkpoints = sorted(path.name for path in Path(str(self.args.output_dir)).glob("checkpoint-*"))
+        steps = [int(path.name.split("-")[1]) for path in Path(str(self.args.output_dir)).glob("checkpoint-*")]
+        last = f"checkpoint-{max(steps)}" if steps else "none"
         raise TrainingError(
-            f"The loss became {loss} at step {self.state.global_step + 1} on samples {', '.join(samples)}. "
-            f"Last good checkpoint: {checkpoints[-1] if checkpoints else 'none'} in {self.args.output_dir}. "
+            f"The {what} at step {self.state.global_step + 1} on samples {', '.join(samples)}. "
+            f"Last good checkpoint: {last} in {self.args.output_dir}. "
             "Lower training_args.learning_rate, or set max_grad_norm; on float16 use bf16."
         )
 
@@ -161,38 +176,32 @@ class CaptionTrainer(Trainer):
         return 0  # Trainer would count padding and pictures as text
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write beside, seal, and rename: a checkpoint is whole or absent."""
-        final_root = Path(str(self.args.output_dir))
-        incoming = final_root / ".incoming"
-        shutil.rmtree(incoming, ignore_errors=True)
+        """Write beside, and rename: a checkpoint is whole or absent, also after power loss."""
+        root = Path(str(self.args.output_dir))
+        incoming = root / INCOMING
+        if self.args.should_save:
+            shutil.rmtree(incoming, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         self.args.output_dir = str(incoming)
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self.args.output_dir = str(final_root)
+            self.args.output_dir = str(root)
         written = incoming / f"checkpoint-{self.state.global_step}"
-        self._name_best_checkpoint(final_root, written)
-        seal(written)
-        shutil.rmtree(final_root / written.name, ignore_errors=True)
-        written.replace(final_root / written.name)
-        self._prune_checkpoints(final_root)
+        self._name_best_checkpoint(root, written)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.state.save_to_json(str(written / "trainer_state.json"))
+            publish(written, root)
+            prune(root, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
 
     def _name_best_checkpoint(self, root: Path, written: Path) -> None:
-        """The state on disk must name the best checkpoint where it will lie, not where it is being written."""
+        """The state must name the best checkpoint where it will lie, not where it is being written."""
         best = self.state.best_global_step
         folder = root / f"checkpoint-{best}"
         is_there = bool(best) and (folder.is_dir() or folder.name == written.name)
         self.state.best_model_checkpoint = str(folder) if is_there else None
-        (written / "trainer_state.json").unlink()
-        self.state.save_to_json(str(written / "trainer_state.json"))
-
-    def _prune_checkpoints(self, root: Path) -> None:
-        limit = self.args.save_total_limit
-        found = sorted(root.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-        kept = set(found[-limit:]) if limit else set(found)
-        for path in found:
-            if path not in kept and str(path) != self.state.best_model_checkpoint:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 class EpochOrder(TrainerCallback):

@@ -1,0 +1,173 @@
+"""A replay gives the same bits, also in another place; `verify` names what differs."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from qwen_vl_lora.cli import cli
+from qwen_vl_lora.lineage.artifacts import log_without_timing
+from qwen_vl_lora.lineage.records import read_records, runs_folder
+
+
+def call(*arguments):
+    return CliRunner().invoke(cli, arguments, catch_exceptions=False)
+
+
+def results(project, version):
+    adapter = project / "data/06_models/tiny/adapter" / version / "adapter"
+    log = project / "data/08_reporting/tiny/training_log.csv" / version / "training_log.csv"
+    return (adapter / "adapter_model.safetensors").read_bytes(), log_without_timing(log)
+
+
+def clone(project, folder, training, data):
+    """A fresh clone at another path: configuration, the run's folder and its inputs; no earlier outputs."""
+    for name in (
+        "conf",
+        "pyproject.toml",
+        f"data/08_reporting/tiny/runs/{training}",
+        "data/02_intermediate/tiny/images",
+    ):
+        copy = shutil.copytree if (project / name).is_dir() else shutil.copy
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(project / name, folder / name)
+    for name in ("train_conversations.json", "validation_conversations.json"):
+        inputs = f"data/05_model_input/tiny/{name}/{data}"
+        shutil.copytree(project / inputs, folder / inputs)
+    (folder / "src").mkdir()
+    # The clone's own configuration has moved on: a replay uses the run's.
+    parameters = folder / "conf/base/parameters.yml"
+    parameters.write_text(parameters.read_text().replace("learning_rate: 3.0e-3", "learning_rate: 1.0e-5"))
+    return folder
+
+
+def test_a_replay_in_a_fresh_clone_gives_the_same_bits(run, project, tmp_path_factory):
+    run("data_engineering")
+    run("training", lora={"r": 3})
+    data, training = read_records(runs_folder(project, "tiny"))
+    there = clone(project, tmp_path_factory.mktemp("clone"), training.id, data.id)
+    replay = f"data/08_reporting/tiny/runs/{training.id}/replay.yml"
+    command = [sys.executable, "-m", "kedro", "run", "--config", replay]
+    replayed = subprocess.run(command, cwd=there, capture_output=True, text=True, check=False, timeout=280)
+    assert replayed.returncode == 0, replayed.stderr
+    record = read_records(runs_folder(there, "tiny"))[-1]
+    assert results(there, record.id) == results(project, training.id)
+
+    shutil.copytree(record.folder, runs_folder(project, "tiny") / record.id)
+    compared = call("verify", training.id, record.id)
+    assert "artifacts: the same\nparameters: the same" in compared.output
+    assert compared.exit_code == 0
+
+
+def test_verify_names_what_changed_on_disk(run, project, base_path, tmp_path_factory):
+    base = shutil.copytree(base_path("qwen2_vl"), tmp_path_factory.mktemp("base") / "base")
+    run("data_engineering")
+    run("training", base_model=str(base))
+    said = call("verify", "latest")
+    assert said.exit_code == 0, said.output
+    assert "artifacts: the same\nparameters: the same" in said.output
+
+    weights = base / "model.safetensors"
+    tensors = load_file(weights)
+    next(iter(tensors.values())).view(-1)[0] += 1
+    save_file(tensors, weights, {"format": "pt"})
+    picture = next((project / "data/02_intermediate/tiny/images/files").iterdir())
+    picture.write_bytes(picture.read_bytes() + b"x")
+    (conversations,) = (project / "data/05_model_input/tiny/train_conversations.json").glob("*/*.json")
+    conversations.write_text(conversations.read_text().replace("circle", "square", 1) + " ")
+    parameters = project / "conf/base/parameters.yml"
+    parameters.write_text(parameters.read_text().replace("r: 64", "r: 8"))
+    said = call("verify", "latest")
+    assert said.exit_code == 1
+    assert "images: picture 'scene" in said.output or picture.name in said.output
+    assert f"{base}/model.safetensors has other bytes" in said.output
+    assert "train_conversations.json has other bytes" in said.output
+    assert "first parameter that differs: lora.r: 64 → 8" in said.output
+
+
+@pytest.fixture
+def own(run, project):
+    """`own(captions)`: a data run on two pictures of one's own."""
+
+    def go(captions=("A red square.", "A blue square."), colours=("red", "blue")):
+        for name, colour in zip("ab", colours, strict=True):
+            Image.new("RGB", (64, 64), colour).save(project / f"{name}.png")
+        with (project / "captions.csv").open("w", newline="") as table:
+            csv.writer(table).writerows([("image_path", "caption"), *zip(("a.png", "b.png"), captions, strict=True)])
+        split = {"test_images": 1, "validation_images": 0}
+        run("data_engineering", env="own_captions", captions_file="captions.csv", split=split)
+        return read_records(runs_folder(project, "own_captions"))[-1].id
+
+    return go
+
+
+def test_verify_names_a_changed_caption_between_runs(own):
+    said = call("verify", own(), own(captions=("A red square.", "A navy square.")))
+    assert said.exit_code == 1
+    assert "first artifact that differs: captioned_images" in said.output
+    assert "samples" in said.output
+    assert "A blue square." in said.output
+    assert "A navy square." in said.output
+
+
+def test_verify_names_a_changed_picture_between_runs(own):
+    said = call("verify", own(), own(colours=("red", "navy")))
+    assert said.exit_code == 1
+    assert "first artifact that differs: images: " in said.output
+
+
+def test_verify_names_a_changed_setting_between_runs(run, project):
+    run("data_engineering")
+    run("training", lora={"r": 4})
+    run("training", lora={"r": 2})
+    _, one, two = read_records(runs_folder(project, "tiny"))
+    said = call("verify", one.id, two.id)
+    assert said.exit_code == 1
+    assert "first artifact that differs: adapter: other bytes in adapter_config.json, adapter_model" in said.output
+    assert "first parameter that differs: lora.r: 4 → 2" in said.output
+    listed = call("runs", one.id, two.id).output
+    assert "lora.r" in listed
+    assert "loss" in listed
+    assert one.id in call("runs").output
+
+
+def test_a_foreign_replay_that_names_a_class_is_refused(run, project):
+    run("data_engineering")
+    (record,) = read_records(runs_folder(project, "tiny"))
+    catalog = record.folder / "conf/base/catalog.yml"
+    catalog.write_text(catalog.read_text().replace("json.JSONDataset", "pickle.PickleDataset"))
+    replay = record.folder / "replay.yml"
+    command = [sys.executable, "-m", "kedro", "run", "--config", str(replay)]
+    refused = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, timeout=120)
+    assert refused.returncode == 1
+    assert "pickle.PickleDataset" in " ".join(refused.stderr.split())
+    assert len(read_records(runs_folder(project, "tiny"))) == 1
+
+    replay.write_text("run:\n  runner: antigravity.fly\n")
+    refused = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, timeout=120)
+    assert refused.returncode == 1
+    assert "names the runner 'antigravity.fly'" in " ".join(refused.stderr.split())
+
+
+def test_prune_shows_first_and_keeps_what_the_newest_adapter_names(run, project, newest):
+    run("data_engineering")
+    run("data_engineering", captions={"num_rows": 30})
+    run("training")
+    first, second, training = read_records(runs_folder(project, "tiny"))
+    shown = call("prune")
+    assert f"would remove data/05_model_input/tiny/train_conversations.json/{first.id}" in shown.output
+    assert "Nothing was removed" in shown.output
+    assert (project / first.written["samples"]["path"]).exists()
+    assert "removed data/" in call("prune", "--yes").output
+    assert not (project / first.written["samples"]["path"]).exists()
+    named = json.loads((newest("06_models/tiny/adapter") / "adapter_record.json").read_text())["run"]["read"]
+    assert all((project / artifact["path"]).exists() for artifact in named.values())
+    assert call("verify", training.id).exit_code == 0
+    assert second.written["samples"]["version"] in call("runs", second.id).output
+    assert call("prune", "--yes").output.startswith("tiny: 0 removals")

@@ -1,0 +1,76 @@
+"""Files appear whole, reach the disk before they are visible, and locks die with their process."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from qwen_vl_lora.lineage import storage
+from qwen_vl_lora.lineage.storage import Lock, discard, leftovers, replace, write_whole
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    file = tmp_path / "record.json"
+    write_whole(file, "old")
+    write_whole(file, "new")
+    assert file.read_text() == "new"
+    assert os.listdir(tmp_path) == ["record.json"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    file = tmp_path / "record.json"
+    write_whole(file, "old")
+
+    def fail(path):
+        raise OSError("no room")
+
+    monkeypatch.setattr(storage, "sync_file", fail)
+    with pytest.raises(OSError, match="no room"):
+        write_whole(file, "new")
+    assert file.read_text() == "old"
+    assert os.listdir(tmp_path) == ["record.json"]
+
+
+def test_bytes_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):
+    events = []
+    fsync, rename = os.fsync, type(tmp_path).replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (events.append("sync"), fsync(descriptor)))
+    monkeypatch.setattr(type(tmp_path), "replace", lambda self, to: (events.append("rename"), rename(self, to)))
+    write_whole(tmp_path / "a", "text")
+    assert events == ["sync", "rename", "sync"]
+
+
+def test_a_folder_is_replaced_and_discarded_whole(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    replace(tmp_path / "two", tmp_path / "one")
+    assert os.listdir(tmp_path / "one") == ["two"]
+    discard(tmp_path / "one")
+    discard(tmp_path / "one")
+    assert os.listdir(tmp_path) == []
+
+
+def test_leftovers_are_hidden_partial_and_retired_entries(tmp_path):
+    for name in (".a.1.partial", ".b.2.retired", ".lock", "c.partial", "checkpoint-3"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in leftovers(tmp_path)] == [".a.1.partial", ".b.2.retired"]
+
+
+def test_a_lock_is_held_once_and_freed_by_a_kill(tmp_path):
+    path = tmp_path / "job" / ".lock"
+    script = (
+        "import signal, sys; from pathlib import Path; from qwen_vl_lora.lineage.storage import Lock\n"
+        "lock = Lock(Path(sys.argv[1])); assert lock.acquire(); print('held', flush=True); signal.pause()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        assert Lock.is_held(path)
+        assert not Lock(path).acquire()
+        holder.kill()
+    assert not Lock.is_held(path)
+    lock = Lock(path)
+    assert lock.acquire()
+    lock.release()
+    assert not Lock.is_held(path)
