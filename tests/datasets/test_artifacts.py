@@ -14,7 +14,9 @@ from qwen_vl_lora.datasets.artifacts import ArtifactDataset
 
 
 def json_dataset(folder, save=None, load=None):
-    return ArtifactDataset(filepath=str(folder / "numbers.json"), dataset="json.JSONDataset", version=Version(load, save))
+    return ArtifactDataset(
+        filepath=str(folder / "numbers.json"), dataset="json.JSONDataset", version=Version(load, save)
+    )
 
 
 def test_what_was_saved_is_loaded(tmp_path):

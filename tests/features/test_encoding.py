@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import store_pictures
 
 from qwen_vl_lora.exceptions import MissingArtifactError
 from qwen_vl_lora.features.encoding import encode_pictures
 from qwen_vl_lora.features.key import FeatureKey
 from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.modeling.base_model import BaseModel
+from tiny_models import store_pictures
 
 CPU = torch.device("cpu")
 

@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES
 
 from qwen_vl_lora.exceptions import BaseModelError, MissingArtifactError
 from qwen_vl_lora.modeling.base_model import BaseModel
+from tiny_models import FAMILIES
 
 
 @pytest.fixture

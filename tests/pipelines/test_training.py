@@ -125,7 +125,8 @@ def test_an_adapted_tower_trains_on_pixels(run, newest):
 
 def test_a_loss_that_is_no_number_stops_with_step_and_samples(run, monkeypatch):
     run("data_engineering")
-    monkeypatch.setattr(CaptionTrainer, "_summed_loss", lambda self, model, forward: torch.tensor(float("nan"), requires_grad=True))
+    nan = torch.tensor(float("nan"), requires_grad=True)
+    monkeypatch.setattr(CaptionTrainer, "_summed_loss", lambda self, model, forward: nan)
     with pytest.raises(TrainingError, match=r"loss became nan at step 1 on samples identity_\d+"):
         run("training")
 
@@ -157,9 +158,11 @@ def test_pictures_that_do_not_reach_the_model_stop_the_run(run, monkeypatch):
 def test_an_automatic_batch_size_changes_the_cut_and_not_the_result(run, newest):
     run("data_engineering")
     no_dropout = {"lora": {"lora_dropout": 0.0}}
-    run("training", training_args={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 6}, **no_dropout)
+    by_two = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 6}
+    run("training", training_args=by_two, **no_dropout)
     by_hand = weights(newest("06_models/tiny/adapter"))
-    run("training", training_args={"per_device_train_batch_size": "auto", "gradient_accumulation_steps": 12}, **no_dropout)
+    at_once = {"per_device_train_batch_size": "auto", "gradient_accumulation_steps": 12}
+    run("training", training_args=at_once, **no_dropout)
     automatic = weights(newest("06_models/tiny/adapter"))
     for name, value in by_hand.items():
         assert torch.allclose(automatic[name], value, rtol=1e-3, atol=1e-4), name

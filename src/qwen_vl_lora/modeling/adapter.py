@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_vl_lora.exceptions import AdapterError, MissingArtifactError
+from qwen_vl_lora.faults import machine_fault
 from qwen_vl_lora.modeling.base_model import BaseModel
 from qwen_vl_lora.modeling.lora import peft_without_noise
 from qwen_vl_lora.parameters import ImageParameters, PromptParameters
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RECORD_FILE = "adapter_record.json"
+_CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 
 
@@ -33,15 +36,15 @@ class Adapter:
 
         Raises:
             MissingArtifactError: if the directory was not written by this project.
+            AdapterError: if the record is no JSON object.
         """
         try:
-            record: dict[str, Any] = json.loads((self.path / RECORD_FILE).read_text(encoding="utf-8"))
+            return self._read_json(RECORD_FILE)
         except FileNotFoundError as error:
             raise MissingArtifactError(
                 f"Adapter {self.path} has no {RECORD_FILE}, so base model, prompt and image size are unknown. "
                 "Use an adapter that this project trained."
             ) from error
-        return record
 
     def check_fits(self, base_model: BaseModel, prompt: PromptParameters, image: ImageParameters) -> None:
         """Refuse an adapter that was trained on another base, prompt or image size than the configured.
@@ -73,17 +76,64 @@ class Adapter:
     def attach(self, model: PreTrainedModel) -> PeftModel:
         """The base model with this adapter around it. `model` must be freshly loaded.
 
+        The base is the one that is given: what `adapter_config.json` calls its base is never looked for.
+
         Raises:
-            AdapterError: if the weights are not in safetensors form.
+            AdapterError: if the files are not what `check_files` wants, or do not belong to `model`.
         """
         from peft import PeftModel
+        from safetensors import SafetensorError
 
+        self.check_files()
+        with peft_without_noise():
+            # PEFT only warns of weights that find no place, and the adapter would silently do nothing.
+            warnings.filterwarnings("error", message=".*missing adapter keys", category=UserWarning)
+            try:
+                return PeftModel.from_pretrained(model, self.path, local_files_only=True).eval()
+            except (SafetensorError, RuntimeError, TypeError, ValueError, UserWarning) as error:
+                if machine_fault(error) is not None:
+                    raise
+                raise AdapterError(
+                    f"Adapter {self.path} cannot be loaded: {str(error)[:300]} Its files are damaged or belong to "
+                    "another base. Pin another version (--load-versions), or train again."
+                ) from error
+
+    def check_files(self) -> None:
+        """Whether the files can be loaded without running or reading anything from outside. Reads no weights.
+
+        Raises:
+            AdapterError: if the weights are no safetensors, a file is a link that leads outside, or the
+                configuration is of another kind than LoRA or names code.
+        """
         if not (self.path / _WEIGHTS).is_file():
             raise AdapterError(
                 f"Adapter {self.path} lacks {_WEIGHTS}; adapters stored as pickles can run code and are refused."
             )
-        with peft_without_noise():
-            return PeftModel.from_pretrained(model, self.path, local_files_only=True).eval()
+        for name in (_CONFIG, _WEIGHTS, RECORD_FILE):
+            place = (self.path / name).resolve()
+            if place.parent != self.path.resolve():
+                raise AdapterError(f"Adapter {self.path}: {name} leads outside, to {place}. Copy the file itself here.")
+        config = self._read_json(_CONFIG)
+        if config.get("peft_type") != "LORA":
+            raise AdapterError(
+                f"Adapter {self.path} is of peft_type {config.get('peft_type')!r}; LORA is required. Other kinds may "
+                "load more models than the base."
+            )
+        if config.get("megatron_config") is not None:
+            raise AdapterError(
+                f"Adapter {self.path} names a module for PEFT to import (megatron_config in {_CONFIG}), which is never "
+                "done here. Set it to null if you trust the rest."
+            )
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise AdapterError(f"{path} is no JSON: {error}. Take another version of the adapter.") from error
+        if not isinstance(content, dict):
+            raise AdapterError(f"{path} must hold a JSON object; came {type(content).__name__}.")
+        return content
 
 
 def note_run(directory: Path, run: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,11 @@ _SIDE_FILES = (
 )
 
 
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_ATTENTION_KEYS = ("attn_implementation", "_attn_implementation")
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """A read-only handle on a base model's directory. Weights load on demand.
@@ -62,11 +68,7 @@ class BaseModel:
                 f"Base model {self.path} is not there. Give a directory with config.json and *.safetensors "
                 '(--params "base_model=…"), or build the tiny one: kedro run --pipeline base_model.'
             )
-        if "auto_map" in self.config:
-            raise BaseModelError(
-                f"Base model {self.path} asks for its own code (auto_map in config.json), which is never run here. "
-                "Use a checkpoint of the plain Qwen2-VL or Qwen2.5-VL architecture."
-            )
+        self._check_asks_for_no_code()
         if self.family not in FAMILIES:
             raise BaseModelError(
                 f"Base model {self.path} is of family {self.family!r}; supported: {', '.join(FAMILIES)}."
@@ -78,14 +80,32 @@ class BaseModel:
     @functools.cached_property
     def config(self) -> dict[str, Any]:
         """config.json as it stands."""
-        path = self.path / "config.json"
         try:
-            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return self._read_json("config.json")
         except FileNotFoundError as error:
             raise MissingArtifactError(f"Base model {self.path} lacks config.json; is it a model directory?") from error
+
+    def _check_asks_for_no_code(self) -> None:
+        names = [name for name in _SIDE_FILES if name.endswith("config.json") and (self.path / name).is_file()]
+        for name in ["config.json", *names]:
+            content = self.config if name == "config.json" else self._read_json(name)
+            for key, value in _entries(content):
+                # An attention given as owner/name is compiled code that transformers fetches from a hub.
+                if key == "auto_map" or (key in _ATTENTION_KEYS and "/" in str(value)):
+                    raise BaseModelError(
+                        f"Base model {self.path} asks for its own code ({key} in {name}), which is never run here. "
+                        "Use a checkpoint of the plain Qwen2-VL or Qwen2.5-VL architecture."
+                    )
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise BaseModelError(f"{path} is no JSON: {error}. Fetch the model again.") from error
-        return config
+        if not isinstance(content, dict):
+            raise BaseModelError(f"{path} must hold a JSON object; came {type(content).__name__}. Fetch it again.")
+        return content
 
     @property
     def family(self) -> str:
@@ -93,18 +113,21 @@ class BaseModel:
 
     @functools.cached_property
     def weight_files(self) -> list[Path]:
-        """The safetensors files, by the index where there is one.
+        """The safetensors files that transformers loads: the one file, or those of the index.
 
         Raises:
-            BaseModelError: if only pickle files are there.
+            BaseModelError: if only pickle files are there, or the index names files elsewhere.
         """
-        index = self.path / "model.safetensors.index.json"
-        if index.is_file():
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            return [self.path / name for name in sorted(names)]
-        files = sorted(self.path.glob("*.safetensors"))
-        if files:
-            return files
+        if (self.path / _WEIGHTS).is_file():
+            return [self.path / _WEIGHTS]
+        if (self.path / _INDEX).is_file():
+            return self._indexed_files()
+        others = sorted(path.name for path in self.path.glob("*.safetensors"))
+        if others:
+            raise BaseModelError(
+                f"Base model {self.path} has neither {_WEIGHTS} nor {_INDEX}, which say what to load; there are "
+                f"{', '.join(others)}. Fetch the model again."
+            )
         pickles = sorted(path.name for path in [*self.path.glob("*.bin"), *self.path.glob("*.pt*")])
         if pickles:
             raise BaseModelError(
@@ -112,6 +135,19 @@ class BaseModel:
                 "loaded. Convert it to safetensors or take a checkpoint that has them."
             )
         raise MissingArtifactError(f"Base model {self.path} holds no *.safetensors. Fetch the model again.")
+
+    def _indexed_files(self) -> list[Path]:
+        weight_map = self._read_json(_INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise BaseModelError(f"{self.path / _INDEX} names no weight files. Fetch the model again.")
+        names = sorted({str(name) for name in weight_map.values()})
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise BaseModelError(
+                    f"{self.path / _INDEX} names {name!r}; required is the name of a safetensors file beside it. "
+                    "Fetch the model again from a source that you trust."
+                )
+        return [self.path / name for name in names]
 
     @functools.cached_property
     def files(self) -> dict[str, str]:
@@ -139,7 +175,7 @@ class BaseModel:
         """
         from transformers import AutoProcessor
 
-        processor = AutoProcessor.from_pretrained(self.path, local_files_only=True)
+        processor = AutoProcessor.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
         token = processor.image_token
         token_id = processor.tokenizer.convert_tokens_to_ids(token)
         if token_id != self.config.get("image_token_id"):
@@ -164,6 +200,8 @@ class BaseModel:
             self.path,
             dtype=getattr(torch, dtype),
             local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
             **{"attn_implementation": "sdpa", **arguments},
         )
         return model.to(device).eval().requires_grad_(False)
@@ -174,7 +212,7 @@ class BaseModel:
         from safetensors import safe_open
         from transformers import AutoConfig, AutoModelForImageTextToText
 
-        config = AutoConfig.from_pretrained(self.path, local_files_only=True)
+        config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             tower_class = type(AutoModelForImageTextToText.from_config(config).model.visual)
         tower = tower_class._from_config(config.vision_config, attn_implementation="sdpa", dtype=getattr(torch, dtype))
@@ -186,6 +224,17 @@ class BaseModel:
                         weights[VISION_TENSOR.sub("", tensor.name)] = file.get_tensor(tensor.name)
         tower.load_state_dict(weights, strict=True)
         return tower.to(device).eval().requires_grad_(False)
+
+
+def _entries(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Every key with its value, at any depth."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield key, value
+            yield from _entries(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _entries(value)
 
 
 def digest(value: Any) -> str:

@@ -66,7 +66,7 @@ def _use(record: Mapping[str, Any]) -> str:
         messages.append({"role": "system", "content": [{"type": "text", "text": asked["system"]}]})
     content = [{"type": "image"}, {"type": "text", "text": asked["user"]}]
     messages.append({"role": "user", "content": content})
-    return f"""Ask it as it was trained: this question, pictures of this size, greedily as `generation_config.json` says.
+    return f"""Ask it as it was trained: this question, pictures of this size, greedily (`generation_config.json`).
 
 ```python
 from qwen_vl_utils import fetch_image
@@ -97,8 +97,8 @@ def _metrics(metrics: Mapping[str, Any]) -> str:
 def _data(record: Mapping[str, Any]) -> str:
     data = record["data"]
     lines = [f"- {data[name]['samples']} samples in `{name}`, sha256 `{data[name]['sha256']}`" for name in sorted(data)]
-    versions = record.get("run", {}).get("read", {})
-    lines += [f"- `{name}` version `{version}`" for name, version in sorted(versions.items())]
+    read = record.get("run", {}).get("read", {})
+    lines += [f"- `{name}` version `{read[name]['version']}`" for name in sorted(read) if read[name].get("version")]
     return "\n".join(lines)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from kedro.pipeline import Node, node
+from kedro.pipeline import Node
 
 from qwen_vl_lora.features.store import FeatureStore, StagedShards
 from qwen_vl_lora.modeling.base_model import BaseModel
 from qwen_vl_lora.modeling.devices import choose_device
 from qwen_vl_lora.parameters import ImageParameters, TrainingParameters
+from qwen_vl_lora.pipelines.described import described_node
 from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.workspace import Workspace
 
@@ -39,7 +40,7 @@ def encode_images(
 
 def encode_images_node() -> Node:
     """A new node each time: pipelines may not share one instance, but equal nodes are merged."""
-    return node(
+    return described_node(
         encode_images,
         inputs=[
             "images",
@@ -51,6 +52,5 @@ def encode_images_node() -> Node:
             "params:device",
         ],
         outputs="image_features",
-        name="encode_images",
         tags=["compute"],
     )

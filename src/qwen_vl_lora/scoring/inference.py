@@ -36,7 +36,6 @@ from qwen_vl_lora.parameters import (
 from qwen_vl_lora.samples.conversations import Conversation, ImagePart, Message, TextPart
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
 from qwen_vl_lora.samples.named_pictures import Gathered
-from qwen_vl_lora.samples.texts import spreadsheet_cell
 from qwen_vl_lora.scoring.generation import write_captions
 
 logger = logging.getLogger(__name__)
@@ -208,9 +207,7 @@ def caption_gathered(captioner: Captioner, gathered: Gathered, notes: CaptionNot
     return pd.DataFrame(
         {
             "image_path": [picture.path for picture in gathered.named],
-            "caption": [
-                spreadsheet_cell(notes.captions[picture.sha256]) if picture.sha256 else "" for picture in gathered.named
-            ],
+            "caption": [notes.captions[picture.sha256] if picture.sha256 else "" for picture in gathered.named],
             "reason": [picture.reason for picture in gathered.named],
         },
         columns=list(COLUMNS),

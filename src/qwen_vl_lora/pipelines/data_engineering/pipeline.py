@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kedro.pipeline import Pipeline, node, pipeline
+from kedro.pipeline import Pipeline, pipeline
 
 from qwen_vl_lora.pipelines.data_engineering.nodes import (
     build_conversations,
@@ -10,35 +10,32 @@ from qwen_vl_lora.pipelines.data_engineering.nodes import (
     describe_captions,
     split_conversations,
 )
+from qwen_vl_lora.pipelines.described import described_node
 
 
 def create_pipeline() -> Pipeline:
     """From a source of captioned images to conversations, split by image."""
     return pipeline(
         [
-            node(
+            described_node(
                 collect_samples,
                 inputs=["captioned_images", "workspace", "params:captions", "params:image", "params:quarantine"],
                 outputs=["images", "samples", "caption_table", "rejected_samples"],
-                name="collect_samples",
             ),
-            node(
+            described_node(
                 build_conversations,
                 inputs=["samples", "images", "params:prompt"],
                 outputs="conversations",
-                name="build_conversations",
             ),
-            node(
+            described_node(
                 split_conversations,
                 inputs=["conversations", "images", "params:split"],
                 outputs=["train_conversations", "validation_conversations", "test_conversations", "split_summary"],
-                name="split_conversations",
             ),
-            node(
+            described_node(
                 describe_captions,
                 inputs=["caption_table", "images"],
                 outputs=["caption_statistics", "caption_length_plot", "image_sheet"],
-                name="describe_captions",
             ),
         ],
         tags="data_engineering",

@@ -1,7 +1,8 @@
 """The evaluation pipeline."""
 
-from kedro.pipeline import Pipeline, node
+from kedro.pipeline import Pipeline
 
+from qwen_vl_lora.pipelines.described import described_node
 from qwen_vl_lora.pipelines.encoding import encode_images_node
 from qwen_vl_lora.pipelines.evaluation.nodes import build_report, generate_captions, score_captions
 
@@ -11,7 +12,7 @@ def create_pipeline() -> Pipeline:
     return Pipeline(
         [
             encode_images_node(),
-            node(
+            described_node(
                 generate_captions,
                 inputs=[
                     "base_model",
@@ -27,20 +28,17 @@ def create_pipeline() -> Pipeline:
                     "params:device",
                 ],
                 outputs="predictions",
-                name="generate_captions",
                 tags=["compute"],
             ),
-            node(
+            described_node(
                 score_captions,
                 inputs=["predictions", "params:scoring"],
                 outputs=["caption_metrics", "caption_scores"],
-                name="score_captions",
             ),
-            node(
+            described_node(
                 build_report,
                 inputs=["predictions", "caption_metrics", "caption_scores", "images", "adapter"],
                 outputs=["comparison_report", "comparison_sheet", "metrics_plot"],
-                name="build_report",
             ),
         ],
         tags="evaluation",

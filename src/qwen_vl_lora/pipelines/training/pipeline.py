@@ -1,7 +1,8 @@
 """The training pipeline."""
 
-from kedro.pipeline import Pipeline, node
+from kedro.pipeline import Pipeline
 
+from qwen_vl_lora.pipelines.described import described_node
 from qwen_vl_lora.pipelines.encoding import encode_images_node
 from qwen_vl_lora.pipelines.training.nodes import plot_training, train_adapter
 
@@ -11,7 +12,7 @@ def create_pipeline() -> Pipeline:
     return Pipeline(
         [
             encode_images_node(),
-            node(
+            described_node(
                 train_adapter,
                 inputs=[
                     "base_model",
@@ -33,10 +34,13 @@ def create_pipeline() -> Pipeline:
                     "params:generation",
                 ],
                 outputs=["adapter", "training_log", "training_summary", "batch_preview"],
-                name="train_adapter",
                 tags=["compute"],
             ),
-            node(plot_training, inputs="training_log", outputs="training_curves", name="plot_training"),
+            described_node(
+                plot_training,
+                inputs="training_log",
+                outputs="training_curves",
+            ),
         ],
         tags="training",
     )

@@ -1,0 +1,40 @@
+"""Node of the export pipeline. torch comes in when it runs, not when pipelines are listed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+# Kedro resolves these annotations to validate parameters: none may move under TYPE_CHECKING.
+from qwen_vl_lora.modeling.adapter import Adapter
+from qwen_vl_lora.modeling.base_model import BaseModel
+from qwen_vl_lora.modeling.devices import choose_device
+from qwen_vl_lora.parameters import ExportParameters, ImageParameters, PromptParameters
+from qwen_vl_lora.samples.image_store import ImageStore
+from qwen_vl_lora.samples.workspace import Workspace
+
+
+def merge_adapter(
+    base_model: BaseModel,
+    adapter: Adapter,
+    images: ImageStore,
+    test_conversations: list[dict[str, Any]],
+    caption_metrics: dict[str, Any],
+    workspace: Workspace,
+    export: ExportParameters,
+    device: str,
+) -> Path:
+    """Write base + adapter as one model with its card, checked against base + adapter on held-out conversations."""
+    from qwen_vl_lora.modeling import merging
+    from qwen_vl_lora.modeling.model_card import model_card
+    from qwen_vl_lora.scoring.probing import LogitsProbe
+
+    record = adapter.record
+    image = ImageParameters.model_validate(record["image"])
+    adapter.check_fits(base_model, PromptParameters.model_validate(record["prompt"]), image)
+    probe = LogitsProbe.on(base_model, images, test_conversations, image)
+    directory = workspace.folder("export") / "merged_model"
+    check = merging.merge_adapter(base_model, adapter, directory, export, choose_device(device), probe)
+    card = model_card(base_model, record, caption_metrics, check)
+    (directory / "README.md").write_text(card, encoding="utf-8")
+    return directory

@@ -1,0 +1,41 @@
+"""Node of the inference pipeline. torch comes in when it runs, not when pipelines are listed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+
+# Kedro resolves these annotations to validate parameters: none may move under TYPE_CHECKING.
+from qwen_vl_lora.exceptions import ParameterError
+from qwen_vl_lora.modeling.adapter import Adapter
+from qwen_vl_lora.modeling.base_model import BaseModel
+from qwen_vl_lora.parameters import GenerationParameters, ImageParameters, InferenceParameters
+from qwen_vl_lora.samples.named_pictures import gather_pictures
+from qwen_vl_lora.samples.statistics import draw_sheet
+from qwen_vl_lora.samples.workspace import Workspace
+
+
+def caption_pictures(
+    base_model: BaseModel,
+    adapter: Adapter,
+    workspace: Workspace,
+    inference: InferenceParameters,
+    image: ImageParameters,
+    generation: GenerationParameters,
+    device: str,
+) -> tuple[pd.DataFrame, Image.Image]:
+    """Caption the pictures that `inference.images` names, as the adapter was trained to be asked."""
+    if inference.images is None:
+        raise ParameterError(
+            "inference.images names no pictures. Give a folder, a picture, or a CSV with the column image_path: "
+            'kedro run --pipeline inference --params "inference.images=path/to/folder".'
+        )
+    gathered = gather_pictures([Path(inference.images)], image, recursive=inference.recursive)
+    from qwen_vl_lora.scoring.inference import Captioner, CaptionNotes, CaptionSettings, caption_gathered
+
+    captioner = Captioner(base_model, adapter, CaptionSettings.of_adapter(adapter, image, generation, device))
+    notes = CaptionNotes(workspace.folder("inference") / f"{captioner.key}.jsonl")
+    captions = caption_gathered(captioner, gathered, notes)
+    return captions, draw_sheet({name: notes.captions[name] for name in gathered.usable}, gathered.images)

@@ -1,0 +1,111 @@
+"""The bench measures equal work on both sides, and its results have the declared form."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+RUN_KEYS = {"seconds", "peak_mb", "train_s", "steps"}
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(PROJECT))
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A prepared toy job."""
+    from benchmarks.jobs import Job
+    from benchmarks.workloads import choose
+
+    from benchmarks import replica
+
+    options = {"base": "toy", "weights": {}, "images": 2, "captions": 2, "side": 56}
+    options["parameters"] = choose("W2_ckpt")[0].toy().parameters
+    job = Job("benchmarks.replica", "prepare_base", tmp_path, tmp_path, tmp_path / "base", options=options)
+    replica.build_base(job.base_path, replica.GEOMETRIES["toy"])
+    replica.prepare_training(job)
+    return job
+
+
+def test_both_sides_feed_the_same_tokens_and_score_the_same_ones(toy, monkeypatch):
+    from benchmarks import project, tutorial
+    from qwen_vl_lora.modeling.base_model import BaseModel
+    from qwen_vl_lora.modeling.chat import ChatEncoder
+    from qwen_vl_lora.modeling.pictures import PictureSizer
+    from qwen_vl_lora.parameters import Parameters
+    from qwen_vl_lora.samples.conversations import parse_conversation
+
+    job = toy
+    monkeypatch.chdir(job.data)
+    record = job.conversations("train")[0]
+    processor = BaseModel(name="toy", path=job.base).load_processor()
+    images = project.open_images(job.data, "train")
+    sizer = PictureSizer.for_processor(processor, Parameters.model_validate(job.parameters).image)
+
+    ours = ChatEncoder(processor, sizer, images).encode(parse_conversation(record))
+    theirs = tutorial.RowMapper(processor, job.parameters)(record)
+
+    end = np.flatnonzero(ours.scored)[-1] + 1  # the template's line break behind the answer is scored by neither
+    assert ours.ids[:end].tolist() == theirs["input_ids"]
+    assert np.where(ours.scored, ours.ids, -100)[:end].tolist() == theirs["labels"]
+    assert theirs["pixel_values"].shape[0] == 4 * int(ours.is_image.sum())
+
+
+@pytest.mark.timeout(900)  # eight fresh processes; half a minute on a quiet machine
+def test_a_workload_runs_on_both_sides_and_reports_in_the_declared_form(tmp_path):
+    from benchmarks.workloads import choose
+
+    from benchmarks import bench
+
+    training = replace(choose("W2_ckpt")[0].toy(), images=3)
+    engineering = replace(choose("D")[0].toy(), images=12)
+    file = tmp_path / "results.json"
+    bench.run([training, engineering], file, repeats=1, threads=1)
+
+    results = json.loads(file.read_text(encoding="utf-8"))
+    assert {"commit", "machine", "workloads"} <= set(results)
+    entry = results["workloads"]["W2_ckpt"]
+    assert entry["checks"]["failures"] == []
+    assert entry["checks"]["tensors_equal"]
+    assert entry["ratio"] == pytest.approx(entry["baseline_s"] / entry["project_s"], rel=1e-2)
+    assert min(entry["baseline_peak_mb"], entry["project_peak_mb"]) > 100
+    for side in ("baseline", "project"):
+        assert set(entry["runs"][side][0]) >= RUN_KEYS
+    assert results["workloads"]["D_2000"]["checks"]["failures"] == []
+    assert "| W2_ckpt |" in file.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_a_difference_in_the_work_is_named():
+    from benchmarks.measuring import check_training
+    from benchmarks.workloads import choose
+
+    equal = {"tokens": 9, "image_tokens": 4, "scored_tokens": 3, "first_loss": 2.0}
+    runs = {
+        "baseline": [{"check": equal, "steps": 2}],
+        "project": [{"check": {**equal, "image_tokens": 0, "first_loss": 2.1}, "steps": 2}],
+    }
+    verdict = {"tensors_equal": True, "validation_loss": {"baseline": 1.0, "project": 1.006}}
+
+    failures = check_training(choose("W0")[0], runs, verdict)["failures"]
+
+    assert failures == [
+        "image_tokens differ: [4, 0]",
+        "first_loss differs by 4.762%, allowed 0.010%",
+        "validation_loss differs by 0.596%, allowed 0.500%",
+    ]
+
+
+def test_an_unknown_workload_is_refused_with_the_names_there_are():
+    from benchmarks.workloads import choose
+
+    with pytest.raises(ValueError, match="No workload 'W9'; there are W0, W1_2ep_ckpt"):
+        choose("W9")
+    assert [workload.key for workload in choose("W2")] == ["W2_ckpt", "W2"]
+    assert [workload.key for workload in choose("W1_2ep,S")] == ["W1_2ep", "S"]

@@ -1,0 +1,100 @@
+"""Whatever texts reach the report, the page has the tags of a harmless one: `build_report` from end to end.
+
+Fails when `autoescape=True` is taken out of scoring/report.py, or `| safe` put behind any value of report.html.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from qwen_vl_lora.modeling.adapter import RECORD_FILE, Adapter
+from qwen_vl_lora.parameters import ScoringParameters
+from qwen_vl_lora.pipelines.evaluation.nodes import build_report
+from qwen_vl_lora.scoring.metrics import score_predictions
+from scoring.test_report import Page
+
+HARMLESS = "a dog"
+ATTACKS = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "</style><script>alert(1)</script>",
+    "</title><script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    '" autofocus onfocus="alert(1)',
+    "<svg/onload=alert(1)>",
+    "<iframe srcdoc='<script>alert(1)</script>'>",
+    "<a href='javascript:alert(1)'>x</a>",
+    "<base href='https://evil.example/'>",
+    "<meta http-equiv=refresh content='0;url=https://evil.example'>",
+    "<form action=https://evil.example><input name=x>",
+    "<link rel=stylesheet href=https://evil.example/x.css>",
+    "<!-- <script>",
+    "--><script>alert(1)</script>",
+    "]]><script>alert(1)</script>",
+    "&lt;script&gt;alert(1)&lt;/script&gt;",
+    "{{ 7 * 7 }}{% raw %}{{ config }}",
+    "{{ ''.__class__.__mro__ }}",
+    "${7*7}",
+    "<mark class=extra>x</mark>",
+    "\u202ereversed\u202c <b>bold</b>",
+    "\u2028<script>alert(1)</script>",
+    "<plaintext>",
+]
+
+
+class NoImages:
+    """A store in which every picture is gone."""
+
+    def by_path(self, path: str):
+        raise LookupError(path)
+
+
+def page_of(text: str, folder) -> tuple[str, Page]:
+    table = pd.DataFrame(
+        {
+            "image_id": [text],
+            "image_path": [text],
+            "prompt": [text],
+            "references": [json.dumps([f"{text} one", f"{text} two"])],
+            "base_caption": [text],
+            "tuned_caption": [f"{text} one"],
+        }
+    )
+    metrics, scores = score_predictions(table, ScoringParameters(tokenizer="ptb", bootstrap_samples=5, seed=0))
+    settings = {text: {text: [text, {text: text}]}}
+    record = {
+        "base_model": {"name": text, "fingerprint": text},
+        "lora": {"r": text, "lora_alpha": text, "lora_dropout": text, "target_modules": [text]},
+        "training": {"trainable_parameters": text, **settings},
+        "data": {"train_conversations": {"samples": text}, "validation_conversations": {"samples": text}, **settings},
+        "run": {"id": text, "recipe": text, "read": settings},
+        "vision": text,
+        **dict.fromkeys(["prompt", "image", "generation", "training_args"], settings),
+        "max_length": text,
+        "rows": text,
+    }
+    folder.mkdir()
+    (folder / RECORD_FILE).write_text(json.dumps(record))
+    html, _, _ = build_report(table, {**metrics, "tokenizer": text}, scores, NoImages(), Adapter(folder))
+    return html, Page(html)
+
+
+def shape(page: Page) -> set[tuple[str, frozenset[str]]]:
+    return {(tag, frozenset(attributes)) for tag, attributes in page.tags}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_hostile_texts_add_no_tag_and_no_attribute(tmp_path, attack):
+    _, harmless = page_of(HARMLESS, tmp_path / "harmless")
+    html, page = page_of(attack, tmp_path / "hostile")
+    # A word that differs is marked, and a harmless text may have none.
+    allowed = shape(harmless) | {("mark", frozenset({"class"}))}
+    assert shape(page) <= allowed
+    assert len(page.all("script")) == len(harmless.all("script")) == 1
+    assert len(page.tags) - len(page.all("mark")) == len(harmless.tags) - len(harmless.all("mark"))
+    assert attack in page.text
+    assert html.count("<script") == 1

@@ -1,0 +1,150 @@
+"""Chromium without a window, driven through its DevTools protocol: what the tests of pages need and no more."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import shutil
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-port=0",
+)
+
+
+def chromium() -> str | None:
+    """Path of the browser, or None."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Page:
+    """One tab: what it logged, what it asked the network for, and what its JavaScript says."""
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+        self._last = 0
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self._call(f"{domain}.enable")
+
+    def open(self, url: str, width: int = 1440, height: int = 900, storage: dict[str, str] | None = None) -> None:
+        """Show `url`; `storage` is put into localStorage before any script of the page runs."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self._call("Emulation.setDeviceMetricsOverride", **size)
+        for name, value in (storage or {}).items():
+            source = f"localStorage.setItem({json.dumps(name)}, {json.dumps(value)})"
+            self._call("Page.addScriptToEvaluateOnNewDocument", source=source)
+        self._call("Page.navigate", url=url)
+
+    def js(self, expression: str) -> Any:
+        """The value of a JavaScript expression; promises are awaited."""
+        told = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in told, told["exceptionDetails"]
+        return told["result"].get("value")
+
+    def wait_for(self, expression: str, seconds: float = 60) -> Any:
+        """The expression's value as soon as it is true."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            value = self.js(expression)
+            if value:
+                return value
+            time.sleep(0.1)
+        raise AssertionError(f"{expression} did not become true in {seconds} s; errors: {self.errors}")
+
+    def screenshot(self, file: Path) -> None:
+        file.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
+
+    def _call(self, method: str, **params: Any) -> Any:
+        self._last += 1
+        self._socket.send(json.dumps({"id": self._last, "method": method, "params": params}))
+        while True:
+            message = json.loads(self._socket.recv(timeout=60))
+            if message.get("id") == self._last:
+                assert "error" not in message, message["error"]
+                return message["result"]
+            self._note(message.get("method"), message.get("params", {}))
+
+    def _note(self, event: str, params: dict[str, Any]) -> None:
+        if event == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
+        elif event == "Runtime.exceptionThrown":
+            self.errors.append(json.dumps(params["exceptionDetails"])[:500])
+        elif event == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
+            self.errors.append(json.dumps(params["args"])[:500])
+        elif event == "Log.entryAdded" and params["entry"]["level"] == "error":
+            self.errors.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+
+
+@contextmanager
+def open_page(profile: Path) -> Iterator[Page]:
+    """A tab of a new browser whose profile is `profile`, a folder that does not exist yet."""
+    from websockets.sync.client import connect
+
+    command = [chromium() or "chromium", *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        port = _debugging_port(profile, browser)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=10) as answer:
+            tab = next(target for target in json.load(answer) if target["type"] == "page")
+        with connect(tab["webSocketDebuggerUrl"], max_size=None, proxy=None) as socket:
+            yield Page(socket)
+    finally:
+        browser.terminate()
+        browser.wait(timeout=20)
+
+
+def _debugging_port(profile: Path, browser: subprocess.Popen[bytes]) -> int:
+    for _ in range(300):
+        file = profile / "DevToolsActivePort"
+        if file.is_file() and (lines := file.read_text().splitlines()):
+            return int(lines[0])
+        assert browser.poll() is None, "Chromium ended at once"
+        time.sleep(0.1)
+    raise AssertionError("Chromium opened no debugging port in 30 s")
+
+
+class _WithFallback(http.server.SimpleHTTPRequestHandler):
+    """Files of a folder; a path without a file is a page of the app inside index.html."""
+
+    def do_GET(self) -> None:
+        if not Path(self.translate_path(self.path)).exists():
+            self.path = "/index.html"
+        super().do_GET()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """The address of a server for `folder` on the loopback."""
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *arguments: _WithFallback(*arguments, directory=str(folder))
+    )
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
