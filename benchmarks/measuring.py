@@ -1,0 +1,237 @@
+"""One workload, measured: both sides in turn, each run in a fresh process with cold caches.
+
+Imports nothing heavy, see `jobs`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import startup
+from benchmarks.jobs import Job, read_json
+from benchmarks.workloads import Workload
+
+PROJECT = Path(__file__).parents[1]
+SIDES = ("baseline", "project")
+UNTRAINED_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
+"""Relative, of the untrained model's loss: both sides compute it over other shapes, so roundings differ."""
+
+Record = dict[str, Any]
+
+_MODULES = {
+    ("baseline", "train"): "benchmarks.tutorial",
+    ("baseline", "caption"): "benchmarks.tutorial",
+    ("baseline", "engineer"): "benchmarks.tutorial_data",
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all workloads of one run of the bench share.
+
+    Attributes:
+        root: temporary folder; bases are built once in it.
+        threads: of torch, on both sides.
+    """
+
+    root: Path
+    threads: int
+
+    def measure(self, workload: Workload, repeats: int) -> Record:
+        """All runs of one workload, their medians and checks.
+
+        Raises:
+            RuntimeError: when a process fails, with the end of its output.
+        """
+        folder = self.root / workload.key
+        folder.mkdir(parents=True)
+        try:
+            if workload.kind == "startup":
+                return self._measure_startup(workload, repeats, folder)
+            job = self.prepare(workload, folder / "data")
+            runs = self._run_both(workload, job, repeats, folder)
+            return summarize(workload, runs, self._check(workload, job, runs))
+        finally:
+            shutil.rmtree(folder)
+
+    def prepare(self, workload: Workload, data: Path) -> Job:
+        """Write the data of a workload; gives the job that both sides then get."""
+        data.mkdir()
+        base = None if workload.kind == "engineer" else self._base(workload)
+        options = {"parameters": workload.parameters, "images": workload.images}
+        options |= {"captions": workload.captions, "side": workload.side}
+        tasks = {"train": "prepare_training", "caption": "prepare_captioning", "engineer": "prepare_source"}
+        task, needs_torch = tasks[workload.kind], workload.kind != "engineer"
+        job = Job("benchmarks.replica", task, data, data / "prepared", base, self.threads, needs_torch, options=options)
+        prepared = run_job(job)
+        return Job("", workload.kind, data, data, base, self.threads, needs_torch, options=prepared)
+
+    def _base(self, workload: Workload) -> Path:
+        """The base's directory, built when the first workload wants it."""
+        folder = self.root / "bases" / workload.base
+        note = folder / "prepared.json"
+        if not note.is_file():
+            weights = {"dtype": workload.dtype, "device": workload.device}
+            options = {"base": workload.base, "weights": weights}
+            job = Job("benchmarks.replica", "prepare_base", folder, folder, None, self.threads, options=options)
+            note.write_text(json.dumps(run_job(job)), encoding="utf-8")
+        return Path(read_json(note)["path"])
+
+    def _run_both(self, workload: Workload, job: Job, repeats: int, folder: Path) -> dict[str, list[Record]]:
+        """Baseline and project in turn, `repeats` times."""
+        runs: dict[str, list[Record]] = {side: [] for side in SIDES}
+        for number in range(repeats):
+            for side in SIDES:
+                module = _MODULES.get((side, workload.kind), "benchmarks.project")
+                check = number == 0 and workload.kind == "train"
+                run = run_job(_replace(job, module=module, scratch=folder / f"{side}-{number}", check=check))
+                runs[side].append(run)
+                report(f"{workload.key} {side} {number + 1}/{repeats}: {run['seconds']:.1f} s, {peak(run):.0f} MB")
+                shutil.rmtree(folder / f"{side}-{number}" / "arrow", ignore_errors=True)
+        return runs
+
+    def _check(self, workload: Workload, job: Job, runs: dict[str, list[Record]]) -> Record:
+        """Whether both sides did the same work."""
+        if workload.kind == "train":
+            adapters = {side: runs[side][0]["adapter"] for side in SIDES}
+            judge = _replace(job, module="benchmarks.judge", task="judge", scratch=job.data / "judge")
+            verdict = run_job(_replace(judge, options={"adapters": adapters}))
+            return check_training(workload, runs, verdict)
+        if workload.kind == "caption":
+            return check_captions(runs)
+        return check_images(workload, runs)
+
+    def _measure_startup(self, workload: Workload, repeats: int, folder: Path) -> Record:
+        empty = startup.make_empty_project(folder / "empty", importlib.metadata.version("kedro"))
+        projects = {"baseline": empty, "project": PROJECT}
+        for project in projects.values():  # once unmeasured: writes the bytecode caches
+            startup.time_start(project)
+        runs: dict[str, list[Record]] = {side: [] for side in SIDES}
+        for _ in range(repeats):
+            for side, project in projects.items():
+                runs[side].append(startup.time_start(project))
+        heavy = sorted({"torch", "transformers", "peft"} & startup.imported_modules(PROJECT))
+        return summarize(workload, runs, {"failures": [f"{name} is imported" for name in heavy]})
+
+
+def _replace(job: Job, **changes: Any) -> Job:
+    return Job(**{**vars(job), **changes})
+
+
+def run_job(job: Job) -> Record:
+    """Carry out a job in a fresh process.
+
+    Raises:
+        RuntimeError: when it fails, with the end of its output.
+    """
+    job.scratch.mkdir(parents=True, exist_ok=True)
+    file, result, log = (job.scratch / name for name in ("job.json", "result.json", "log.txt"))
+    job.write(file)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(PROJECT),
+        "OMP_NUM_THREADS": str(job.threads),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(job.scratch / "arrow"),
+        "DO_NOT_TRACK": "1",
+    }
+    with log.open("w", encoding="utf-8") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.worker", str(file), str(result)],
+            cwd=job.data,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode:
+        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-30:])
+        raise RuntimeError(f"{job.module}.{job.task} failed with exit code {done.returncode}:\n{tail}")
+    outcome: Record = read_json(result)
+    return outcome
+
+
+def peak(run: Record) -> float:
+    """Peak memory of a run in MiB: of the GPU where one was used."""
+    on_gpu: float | None = run.get("peak_cuda_mb")
+    return float(on_gpu if on_gpu else run["peak_mb"])
+
+
+def check_training(workload: Workload, runs: dict[str, list[Record]], verdict: Record) -> Record:
+    """Tensors, image tokens, scored tokens, steps, untrained loss and validation loss, side by side."""
+    first = {side: {**runs[side][0]["check"], "steps": runs[side][0]["steps"]} for side in SIDES}
+    failures = [] if verdict["tensors_equal"] else ["the adapters' tensors differ"]
+    for name in ("image_tokens", "scored_tokens", "steps"):
+        values = [first[side][name] for side in SIDES]
+        failures += [f"{name} differ: {values}"] if values[0] != values[1] else []
+    pairs = {
+        "first_loss": ([first[side]["first_loss"] for side in SIDES], UNTRAINED_TOLERANCE[workload.dtype]),
+        "validation_loss": ([verdict["validation_loss"][side] for side in SIDES], workload.tolerance),
+    }
+    for name, ((ours, theirs), tolerance) in pairs.items():
+        difference = abs(ours - theirs) / abs(theirs)
+        failures += [f"{name} differs by {difference:.3%}, allowed {tolerance:.3%}"] if difference > tolerance else []
+    return {**verdict, **{f"{side}_first": first[side] for side in SIDES}, "failures": failures}
+
+
+def check_captions(runs: dict[str, list[Record]]) -> Record:
+    """The share of captions that both sides write alike, of the base and of the tuned model."""
+    shares = {}
+    for name in ("base_captions", "tuned_captions"):
+        pairs = list(zip(*(runs[side][0][name] for side in SIDES), strict=True))
+        shares[name] = sum(ours.strip() == theirs.strip() for ours, theirs in pairs) / len(pairs)
+    failures = [f"only {share:.0%} of {name} are equal" for name, share in shares.items() if share < 1]
+    for run in (run for side in SIDES for run in runs[side]):
+        del run["base_captions"], run["tuned_captions"]
+    return {"equal_share": shares, "failures": failures}
+
+
+def check_images(workload: Workload, runs: dict[str, list[Record]]) -> Record:
+    """Whether both sides took every image, and how many each second."""
+    counts = {side: [run["images"] for run in runs[side]] for side in SIDES}
+    rates = {side: round(workload.images / median(run["seconds"] for run in runs[side]), 1) for side in SIDES}
+    wrong = {side: found for side, found in counts.items() if set(found) != {workload.images}}
+    failures = [f"{side} took {found} of {workload.images} images" for side, found in wrong.items()]
+    return {"images_per_second": rates, "failures": failures}
+
+
+def summarize(workload: Workload, runs: dict[str, list[Record]], checks: Record) -> Record:
+    """Medians, figures against their targets, checks, and every single run."""
+    seconds = {side: median(run["seconds"] for run in runs[side]) for side in SIDES}
+    peaks = {side: median(peak(run) for run in runs[side]) for side in SIDES}
+    slower = workload.max_ratio is not None
+    ratio = seconds["project"] / seconds["baseline"] if slower else seconds["baseline"] / seconds["project"]
+    share = peaks["project"] / peaks["baseline"]
+    reached = [
+        workload.min_ratio is None or ratio >= workload.min_ratio,
+        workload.max_ratio is None or ratio <= workload.max_ratio,
+        workload.max_memory is None or share <= workload.max_memory,
+        not checks["failures"],
+    ]
+    return {
+        "baseline_s": round(seconds["baseline"], 3),
+        "project_s": round(seconds["project"], 3),
+        "ratio": round(ratio, 3),
+        "ratio_of": "project/baseline" if slower else "baseline/project",
+        "baseline_peak_mb": round(peaks["baseline"], 1),
+        "project_peak_mb": round(peaks["project"], 1),
+        "peak_share": round(share, 3),
+        "target": {"ratio": workload.max_ratio if slower else workload.min_ratio, "peak_share": workload.max_memory},
+        "reached": all(reached),
+        "checks": checks,
+        "runs": runs,
+    }
+
+
+def report(line: str) -> None:
+    """Progress, on stderr."""
+    print(line, file=sys.stderr, flush=True)

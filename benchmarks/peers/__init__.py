@@ -1,0 +1,1 @@
+"""W1 and W2 on other fine-tuning tools. See ../README.md."""

@@ -1,0 +1,153 @@
+"""This project's side: the Kedro nodes themselves, given by name what the catalog would give them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.jobs import Job, write_json
+from qwen_vl_lora.features.store import FeatureStore
+from qwen_vl_lora.modeling.adapter import Adapter
+from qwen_vl_lora.modeling.base_model import BaseModel
+from qwen_vl_lora.parameters import Parameters
+from qwen_vl_lora.pipelines.data_engineering import nodes as data_engineering
+from qwen_vl_lora.pipelines.encoding import encode_images
+from qwen_vl_lora.pipelines.evaluation.nodes import generate_captions
+from qwen_vl_lora.pipelines.training.nodes import train_adapter
+from qwen_vl_lora.samples.image_store import ImageStore, publish_files, read_manifest, write_manifest
+from qwen_vl_lora.samples.sources import CaptionsFile
+from qwen_vl_lora.samples.workspace import Workspace
+
+FIRST_LOSS_SAMPLES = 16
+"""As in `tutorial`, which this module cannot import: it would bring torch into the memory of data engineering."""
+
+
+def call_node(node: Callable[..., Any], parameters: Parameters, **datasets: Any) -> Any:
+    """Call a node with what its arguments name: datasets first, else a block of the parameters."""
+    names = inspect.signature(node).parameters
+    return node(**{name: datasets[name] if name in datasets else getattr(parameters, name) for name in names})
+
+
+def open_images(data: Path, split: str) -> ImageStore:
+    """The pictures of one split, as the catalog's `images` entry would load them."""
+    return read_manifest(data / split / "manifest.csv", data / "data" / "02_intermediate" / split / "images" / "files")
+
+
+def save_images(images: ImageStore, manifest: Path) -> ImageStore:
+    """Publish staged pictures and their manifest, as the catalog's `images` entry does, and load them again."""
+    publish_files(images, images.published)
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    write_manifest(images, manifest)
+    return read_manifest(manifest, images.published)
+
+
+def encode(job: Job, images: ImageStore, workspace: Workspace) -> FeatureStore:
+    """The `encode_images` node and its dataset's save."""
+    parameters = Parameters.model_validate(job.parameters)
+    base_model = BaseModel(name="base", path=job.base_path)
+    staged = call_node(encode_images, parameters, images=images, base_model=base_model, workspace=workspace)
+    store = FeatureStore(workspace.feature_store)
+    store.publish(staged)
+    return store
+
+
+def open_workspace(job: Job) -> Workspace:
+    """A workspace in the job's own folder, empty before the job."""
+    workspace = Workspace(path=job.scratch / "data" / "09_workspace" / "bench")
+    workspace.path.mkdir(parents=True, exist_ok=True)
+    return workspace
+
+
+def train(job: Job) -> dict[str, Any]:
+    """`encode_images` and `train_adapter`, from the JSON of conversations to the adapter's directory."""
+    workspace, images = open_workspace(job), open_images(job.data, "train")
+    directory, _, summary, _ = call_node(
+        train_adapter,
+        Parameters.model_validate(job.parameters),
+        base_model=BaseModel(name="base", path=job.base_path),
+        images=images,
+        image_features=encode(job, images, workspace),
+        train_conversations=job.conversations("train"),
+        validation_conversations=[],
+        workspace=workspace,
+    )
+    return {"train_s": summary["seconds"], "steps": summary["steps"], "adapter": str(directory)}
+
+
+def caption(job: Job) -> dict[str, Any]:
+    """`encode_images` and `generate_captions`."""
+    images = open_images(job.data, "test")
+    table = call_node(
+        generate_captions,
+        Parameters.model_validate(job.parameters),
+        base_model=BaseModel(name="base", path=job.base_path),
+        adapter=Adapter(Path(job.options["adapter"])),
+        images=images,
+        image_features=encode(job, images, open_workspace(job)),
+        test_conversations=job.conversations("test"),
+    )
+    return {"base_captions": table["base_caption"].tolist(), "tuned_captions": table["tuned_caption"].tolist()}
+
+
+def engineer(job: Job) -> dict[str, Any]:
+    """`collect_samples`, `build_conversations` and `split_conversations`, with everything they save."""
+    parameters = Parameters.model_validate(job.parameters)
+    staged, samples, table, rejected = call_node(
+        data_engineering.collect_samples,
+        parameters,
+        captioned_images=CaptionsFile(job.data / "captions.csv"),
+        workspace=open_workspace(job),
+    )
+    images = save_images(staged, job.scratch / "manifest" / "manifest.csv")
+    write_json(job.scratch / "samples.json", samples)
+    table.to_csv(job.scratch / "caption_table.csv", index=False)
+    rejected.to_csv(job.scratch / "rejected_samples.csv", index=False)
+    conversations = call_node(data_engineering.build_conversations, parameters, samples=samples, images=images)
+    write_json(job.scratch / "conversations.json", conversations)
+    parts = call_node(data_engineering.split_conversations, parameters, conversations=conversations, images=images)
+    for name, part in zip(("train", "validation", "test", "summary"), parts, strict=True):
+        write_json(job.scratch / f"{name}.json", part)
+    return {"images": len(images)}
+
+
+def check(job: Job) -> dict[str, Any]:
+    """What must be equal on both sides: image tokens of the whole training set, and the untrained loss.
+
+    The loss is computed the way training computes it: stored features, shared rows, answer positions only.
+    """
+    import torch
+    from accelerate.utils import send_to_device
+    from torch.nn import functional
+
+    from qwen_vl_lora.features.inputs import choose_pictures
+    from qwen_vl_lora.modeling.chat import ChatEncoder
+    from qwen_vl_lora.modeling.pictures import PictureSizer
+    from qwen_vl_lora.samples.conversations import parse_conversation
+    from qwen_vl_lora.tuning.collator import RowCollator
+    from qwen_vl_lora.tuning.rows import plan_passes
+
+    parameters = Parameters.model_validate(job.parameters)
+    base_model, images = BaseModel(name="base", path=job.base_path), open_images(job.data, "train")
+    processor = base_model.load_processor()
+    sizer = PictureSizer.for_processor(processor, parameters.image)
+    encoder = ChatEncoder(processor, sizer, images)
+    encoded = [encoder.encode(parse_conversation(record)) for record in job.conversations("train")]
+    store, dtype = FeatureStore(open_workspace(job).feature_store), parameters.training_args.dtype
+    pictures = choose_pictures(parameters.vision, base_model, store, images, dtype, processor, sizer)
+    collate = RowCollator(pictures, processor.tokenizer.pad_token_id, sizer.merge_size)
+    model = base_model.load_model(dtype, parameters.device)
+    total, tokens = 0.0, 0
+    for rows in plan_passes(encoded[:FIRST_LOSS_SAMPLES], parameters.rows, 4):
+        forward = collate(rows)
+        with torch.no_grad():
+            logits = model(**send_to_device(forward.inputs, model.device), use_cache=False).logits.cpu()
+        scored = logits[forward.source[0], forward.source[1]].float()
+        total += float(functional.cross_entropy(scored, forward.labels, reduction="sum"))
+        tokens += len(forward.labels)
+    return {
+        "image_tokens": sum(int(item.is_image.sum()) for item in encoded),
+        "scored_tokens": sum(int(item.scored.sum()) for item in encoded),
+        "first_loss": total / tokens,
+    }
