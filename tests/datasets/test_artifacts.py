@@ -39,6 +39,18 @@ def test_a_run_reads_back_its_own_version_though_an_older_one_is_pinned(tmp_path
     assert pinned.load() == 2
 
 
+def test_a_pinned_version_is_read_and_the_save_version_stays(tmp_path):
+    json_dataset(tmp_path, "v1").save(1)
+    json_dataset(tmp_path, "v2").save(2)
+    dataset = json_dataset(tmp_path, "v3")
+    dataset.pin("v1")
+    assert dataset.load() == 1
+    assert dataset.versions() == ["v2", "v1"]
+    dataset.save(3)
+    assert dataset.load() == 3
+    assert json_dataset(tmp_path).load() == 3
+
+
 def test_a_missing_version_names_those_that_are_there(tmp_path):
     json_dataset(tmp_path, "v1").save(1)
     with pytest.raises(DatasetError, match=r"version v9 of .*versions there: v1"):

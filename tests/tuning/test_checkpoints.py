@@ -1,11 +1,15 @@
 """An unfinished training goes on only where it is the very same one."""
 
 import json
+import shutil
 
 import pytest
 
 from qwen_vl_lora.exceptions import MissingArtifactError, TrainingError
-from qwen_vl_lora.tuning.checkpoints import TrainingJob, find_checkpoint, seal
+from qwen_vl_lora.lineage.run import begin_run, end_run
+from qwen_vl_lora.lineage.storage import Lock
+from qwen_vl_lora.tuning import checkpoints
+from qwen_vl_lora.tuning.checkpoints import LOCK_FILE, TrainingJob, find_checkpoint, seal
 
 INPUTS = {"base_model": "abc", "lora": {"r": 8}, "data": "def"}
 
@@ -75,3 +79,73 @@ def test_a_finished_job_never_resumes(job):
     job.close()
     assert find_checkpoint(job, "auto") is None
     assert json.loads((job.folder / "inputs.json").read_text()) == INPUTS
+
+
+def test_checkpoints_stay_until_the_run_that_trains_has_finished(job):
+    for finished in (False, True):
+        begin_run("r1")
+        job.open()
+        checkpoint = add_checkpoint(job, 10)
+        job.close()
+        assert checkpoint.is_dir()
+        end_run(finished=finished)
+        assert checkpoint.is_dir() is not finished
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def test_an_equal_training_of_another_process_gets_its_own_folder(job, tmp_path):
+    job.close()
+    lock = Lock(job.folder / LOCK_FILE)
+    assert lock.acquire()
+    other = TrainingJob(INPUTS, tmp_path)
+    other.open()
+    assert other.folder.name == f"{job.folder.name}-2"
+    other.close()
+    lock.release()
+    again = TrainingJob(INPUTS, tmp_path)
+    again.open()
+    assert again.folder == job.folder
+
+
+def test_opening_cleans_up_what_a_kill_left(job):
+    for name in (".incoming/checkpoint-3", ".checkpoint-2.0.retired", ".inputs.json.0.partial"):
+        (job.folder / name).mkdir(parents=True)
+    job.open()
+    assert sorted(path.name for path in job.folder.iterdir()) == [".lock", "inputs.json"]
+
+
+def test_never_starts_afresh_for_good(job):
+    add_checkpoint(job, 10)
+    find_checkpoint(job, "never")
+    assert find_checkpoint(job, "auto") is None
+
+
+def test_a_checkpoint_whose_best_step_is_damaged_is_not_gone_on_from(job, caplog):
+    add_checkpoint(job, 5)
+    best, newest = add_checkpoint(job, 10), add_checkpoint(job, 20)
+    (newest / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": f"/elsewhere/{best.name}"}))
+    seal(newest)
+    assert find_checkpoint(job, "auto") == newest
+    (best / "weights").write_text("bent")
+    assert find_checkpoint(job, "auto").name == "checkpoint-5"
+    assert "its best step checkpoint-10: weights has other bytes" in caplog.text
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_is_visible(job, monkeypatch):
+    written = job.folder / ".incoming" / "checkpoint-3"
+    written.mkdir(parents=True)
+    (written / "weights").write_text("w")
+    events = []
+    sync, replace = checkpoints.sync_tree, checkpoints.replace
+    monkeypatch.setattr(checkpoints, "sync_tree", lambda path: (events.append("disk"), sync(path)))
+    monkeypatch.setattr(checkpoints, "replace", lambda *paths: (events.append("name"), replace(*paths)))
+    checkpoints.publish(written, job.folder)
+    assert events == ["disk", "name"]
+    assert find_checkpoint(job, "auto").name == "checkpoint-3"
+
+
+@pytest.mark.parametrize(("limit", "left"), [(None, [1, 2, 3, 10]), (2, [1, 3, 10]), (1, [1, 10])])
+def test_the_newest_and_the_best_checkpoints_are_kept(job, limit, left):
+    made = [add_checkpoint(job, step) for step in (1, 2, 3, 10)]
+    checkpoints.prune(job.folder, limit, str(made[0]))
+    assert [path.name for path in job.checkpoints()] == [f"checkpoint-{step}" for step in left]
