@@ -35,13 +35,13 @@ def check_run(pipeline: Pipeline, catalog: CatalogProtocol) -> None:
 
 
 def _check_input(name: str, dataset: Any) -> None:
-    if hasattr(dataset, "check"):
-        dataset.check()
-    elif hasattr(dataset, "existing_path"):
-        try:
-            dataset.existing_path()
-        except MissingArtifactError as error:
-            raise MissingArtifactError(f"Dataset {name}: {error}") from error
+    look = getattr(dataset, "check", None) or getattr(dataset, "existing_path", None)
+    if look is None:
+        return
+    try:
+        look()
+    except MissingArtifactError as error:
+        raise MissingArtifactError(f"Dataset {name}: {error}") from error
 
 
 def _check_source(catalog: CatalogProtocol) -> None:

@@ -9,7 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from qwen_vl_lora.exceptions import DataFormatError, TrainingError
+from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError, TrainingError
 from qwen_vl_lora.tuning.trainer import LOG_COLUMNS, CaptionTrainer
 
 
@@ -176,3 +176,12 @@ def test_checkpointed_activations_give_the_same_adapter(run, newest):
     checkpointed = weights(newest("06_models/tiny/adapter"))
     for name, value in plain.items():
         assert torch.allclose(checkpointed[name], value, rtol=1e-4, atol=1e-6), name
+
+
+def test_a_lost_picture_stops_the_run_before_any_node(run, project, caplog):
+    run("data_engineering")
+    lost = next((project / "data/02_intermediate/tiny/images/files").iterdir())
+    lost.unlink()
+    with caplog.at_level("INFO"), pytest.raises(MissingArtifactError, match=f"Dataset images: 1 pictures.*{lost.name}"):
+        run("training")
+    assert "encode_images" not in caplog.text

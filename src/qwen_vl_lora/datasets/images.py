@@ -6,8 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vl_lora.datasets.artifacts import AtomicVersionedDataset
-from qwen_vl_lora.exceptions import DataFormatError
-from qwen_vl_lora.samples.image_store import FILES_FOLDER, ImageStore, publish_files, read_manifest, write_manifest
+from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
+from qwen_vl_lora.samples.image_store import (
+    FILES_FOLDER,
+    ImageEntry,
+    ImageStore,
+    publish_files,
+    read_manifest,
+    write_manifest,
+)
 
 
 class ImageStoreDataset(AtomicVersionedDataset):
@@ -43,6 +50,24 @@ class ImageStoreDataset(AtomicVersionedDataset):
             )
         publish_files(data, self._files)
         write_manifest(data, path)
+
+    def check(self) -> None:
+        """Refuse a version whose files are not all there, before any node runs. Looks at names only.
+
+        Raises:
+            MissingArtifactError: naming the version or the first missing file.
+        """
+        missing = [
+            entry.file_name for entry in read_manifest(self.existing_path(), self._files) if not self._has(entry)
+        ]
+        if missing:
+            raise MissingArtifactError(
+                f"{len(missing)} pictures of `images` are missing; the first is {self._files / missing[0]}. "
+                "Run `kedro run --pipeline data_engineering`: it restores them from the source."
+            )
+
+    def _has(self, entry: ImageEntry) -> bool:
+        return (self._files / entry.file_name).is_file()
 
     @property
     def _files(self) -> Path:
