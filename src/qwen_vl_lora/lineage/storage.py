@@ -9,7 +9,6 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import IO
 
 
 def sync_tree(folder: Path) -> None:
@@ -113,25 +112,25 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[str] | None = None
+        self._descriptor: int | None = None
 
     def acquire(self) -> bool:
         """Take the lock; False when somebody else, in this process too, holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("a")
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
             return False
-        self._file = file
+        self._descriptor = descriptor
         return True
 
     def release(self) -> None:
         """Give the lock back. Its file stays: removing it would race with whoever opens it next."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     @staticmethod
     def is_held(path: Path) -> bool:
@@ -141,6 +140,6 @@ class Lock:
         with path.open("r") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 return True
         return False
