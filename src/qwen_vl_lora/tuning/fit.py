@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,11 +33,13 @@ from qwen_vl_lora.tuning.collator import ForwardPass, RowCollator, to_device
 from qwen_vl_lora.tuning.interruption import train_on
 from qwen_vl_lora.tuning.rows import Row, StepSampler, plan_passes, share_groups
 from qwen_vl_lora.tuning.settings import TrainingSettings
-from qwen_vl_lora.tuning.trainer import LOG_COLUMNS, CaptionTrainer, read_log
+from qwen_vl_lora.tuning.trainer import LOG_COLUMNS, CaptionTrainer, read_log, tell_rows
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+OnLog = Callable[[Record], None]
+"""Told each row of `training_log` as it is made: a step may come in two parts, its loss and its validation loss."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,20 @@ class FittedAdapter:
 
 
 def fit_adapter(
-    base_model: BaseModel, data: TrainingData, settings: TrainingSettings, workspace: Path
+    base_model: BaseModel,
+    data: TrainingData,
+    settings: TrainingSettings,
+    workspace: Path,
+    on_log: OnLog | None = None,
 ) -> FittedAdapter:
     """Train a LoRA adapter, or go on with an unfinished training of the very same one.
+
+    Args:
+        base_model: what is adapted.
+        data: what it is trained on.
+        settings: how.
+        workspace: folder of the recipe's unfinished work.
+        on_log: told every row of `training_log`, those that a resumed training took over first.
 
     Raises:
         DataFormatError: if there is nothing to train on, or too much of it is too long.
@@ -103,6 +116,8 @@ def fit_adapter(
     first = collator(first_pass(train, settings, size))
     check_pictures_reach_the_model(model, first, device)
 
+    if on_log is not None:
+        tell_rows(trainer, checkpoint, on_log)
     train_on(trainer, checkpoint)
     check_vision_is_untouched(model, settings.vision)
 

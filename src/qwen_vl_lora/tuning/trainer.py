@@ -232,6 +232,26 @@ class LossLines(TrainerCallback):
             logger.info("Step %d of %d: loss %.4f", state.global_step, state.max_steps, logs["loss"])
 
 
+class RowTeller(TrainerCallback):
+    """Hands every row of `training_log` on as it is made."""
+
+    def __init__(self, on_log: Callable[[dict[str, Any]], None]) -> None:
+        self._on_log = on_log
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            for row in read_log(state.log_history[-1:]):
+                self._on_log(row)
+
+
+def tell_rows(trainer: CaptionTrainer, checkpoint: Path | None, on_log: Callable[[dict[str, Any]], None]) -> None:
+    """Hand on the rows that a checkpoint brings, and from now on every new one."""
+    if checkpoint is not None and trainer.is_world_process_zero():
+        for row in read_log(TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).log_history):
+            on_log(row)
+    trainer.add_callback(RowTeller(on_log))
+
+
 def read_log(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Trainer's log history as rows of `training_log`, one for each step that was logged or validated."""
     rows: dict[int, dict[str, Any]] = {}
