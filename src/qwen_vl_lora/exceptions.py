@@ -3,11 +3,15 @@
     QwenVLLoraError             an expected fault; its message alone is shown to the user
     ├── ParameterError          (ValueError)        a key or value in parameters.yml or --params
     ├── DataFormatError         (ValueError)        a source, sample, image or artifact in the wrong form
+    │   ├── samples.records.RowError                one row; a collection makes it a rejection
+    │   └── hub.fetching.FetchError                 one address; a stage makes it a rejection
     ├── MissingArtifactError    (FileNotFoundError) a file, snapshot or version that is not there
     ├── BaseModelError          (RuntimeError)      a base model that cannot be used as it is
     ├── AdapterError            (RuntimeError)      an adapter that does not belong to this base or setting
     ├── DeviceError             (RuntimeError)      the asked-for device is absent or too small
-    └── TrainingError           (RuntimeError)      training stopped itself: the result would be wrong
+    ├── TrainingError           (RuntimeError)      training stopped itself: the result would be wrong
+    ├── MachineError            (RuntimeError)      the disk is full, memory is out, access was refused
+    └── lineage.run.RunInterruptedError (RuntimeError)  a signal asked the run to end
 
 A message names where, what was required, what came, and the remedy.
 """
@@ -43,3 +47,7 @@ class DeviceError(QwenVLLoraError, RuntimeError):
 
 class TrainingError(QwenVLLoraError, RuntimeError):
     """Training stopped itself because its result would have been wrong."""
+
+
+class MachineError(QwenVLLoraError, RuntimeError):
+    """The machine failed, not the program: the disk is full, memory is out, access was refused."""

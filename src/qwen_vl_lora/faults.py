@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from qwen_vl_lora.exceptions import QwenVLLoraError
+from qwen_vl_lora.exceptions import MachineError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM)
@@ -26,10 +26,6 @@ _NO_MEMORY = ("std::bad_alloc", "can't allocate memory", "CUDA out of memory", "
 _ASKED_BYTES = re.compile(r"tried to allocate (\d+) bytes")
 
 _WHOLE = "Nothing half-written is visible, and what was saved before is as it was."
-
-
-class MachineError(QwenVLLoraError, RuntimeError):
-    """The machine failed, not the program: the disk is full, memory is out, access was refused."""
 
 
 def machine_fault(error: BaseException) -> MachineError | None:

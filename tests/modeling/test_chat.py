@@ -3,7 +3,7 @@
 import pytest
 
 from qwen_vl_lora.exceptions import DataFormatError
-from qwen_vl_lora.modeling.chat import ChatEncoder, keep_fitting
+from qwen_vl_lora.modeling.chat import ChatEncoder, part_by_length
 from qwen_vl_lora.modeling.pictures import PictureSizer
 from qwen_vl_lora.samples.conversations import parse_conversation
 from tiny_models import captioned
@@ -84,8 +84,8 @@ def test_what_is_too_long_is_left_out_whole(encoder, images, caplog):
     entry = next(iter(images))
     short = encoder.encode(parse_conversation(captioned("short", entry.path, "star")))
     long = encoder.encode(parse_conversation(captioned("long", entry.path, "star " * 50)))
-    kept = keep_fitting([short, long], max_length=len(short.ids), max_share=0.5)
-    assert [item.id for item in kept] == ["short"]
+    assert part_by_length([short, long], max_length=len(long.ids), max_share=0.5) == ([short, long], [])
+    assert part_by_length([short, long], max_length=len(short.ids), max_share=0.5) == ([short], [long])
     assert "long" in caplog.text
 
 
@@ -93,4 +93,4 @@ def test_too_much_that_is_too_long_stops_the_run(encoder, images):
     entry = next(iter(images))
     long = encoder.encode(parse_conversation(captioned("long", entry.path, "star " * 50)))
     with pytest.raises(DataFormatError, match="1 of 1 conversations are longer than max_length 20.*'long'.*nothing is"):
-        keep_fitting([long], max_length=20, max_share=0.1)
+        part_by_length([long], max_length=20, max_share=0.1)

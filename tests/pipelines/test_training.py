@@ -1,6 +1,8 @@
 """The training pipeline makes an adapter that plain PEFT reads, and goes on where it was killed."""
 
+import csv
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError, TrainingError
 from qwen_vl_lora.tuning.trainer import LOG_COLUMNS, CaptionTrainer
+from samples.pictures import jpeg, write
 
 
 def weights(adapter):
@@ -135,6 +138,30 @@ def test_too_many_too_long_samples_stop_the_run(run):
     run("data_engineering")
     with pytest.raises(DataFormatError, match="longer than max_length 40"):
         run("training", max_length=40)
+
+
+def test_too_long_samples_are_listed_with_their_row_of_the_source(run, project, newest):
+    for seed in range(14):
+        write(project / "mine" / f"{seed}.jpg", jpeg(seed))
+    captions = {seed: f"Picture {seed}." for seed in range(14)} | {1: "", 5: "star " * 200, 9: "star " * 300}
+    lines = [f"{seed}.jpg,{caption}" for seed, caption in captions.items()]
+    write(project / "mine" / "captions.csv", "\n".join(["image_path,caption", *lines]).encode())
+    own = {"env": "own_captions", "captions_file": "mine/captions.csv", "quarantine": {"max_share": 0.5}}
+    split = {"test_images": 1, "validation_images": 2}
+    run("data_engineering", "training", split=split, training_args={"max_steps": 1}, max_length=150, **own)
+    with newest("02_intermediate/own_captions/rejected_samples.csv").open(newline="") as lines:
+        assert [(bad["row"], bad["reason"]) for bad in csv.DictReader(lines)] == [("2", "empty_caption")]
+    with newest("08_reporting/own_captions/left_out_samples.csv").open(newline="") as lines:
+        left_out = list(csv.DictReader(lines))
+    assert {(bad["row"], bad["image_id"], bad["reason"]) for bad in left_out} == {
+        ("6", "5.jpg", "longer_than_max_length"),
+        ("10", "9.jpg", "longer_than_max_length"),
+    }
+    assert re.fullmatch(
+        r"identity_6 has \d{3} tokens, \d+ of them its pictures'; max_length allows 150\..*", left_out[0]["detail"]
+    )
+    summary = json.loads(newest("08_reporting/own_captions/training_summary.json").read_text())
+    assert summary["left_out_too_long"] + summary["samples"] == 10
 
 
 def test_pictures_that_do_not_reach_the_model_stop_the_run(run, monkeypatch):

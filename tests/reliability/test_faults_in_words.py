@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from qwen_vl_lora.console import expected_error
-from qwen_vl_lora.exceptions import DataFormatError
-from qwen_vl_lora.faults import MachineError, machine_fault, shown_bytes
+from qwen_vl_lora.exceptions import DataFormatError, MachineError
+from qwen_vl_lora.faults import machine_fault, shown_bytes
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 372.53 GiB. GPU 0 has a total capacity of 139.81 GiB of which 139.29 GiB is "

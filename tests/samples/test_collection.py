@@ -50,6 +50,7 @@ def test_a_caption_becomes_a_sample_and_a_line_of_the_table(tmp_path):
     sha256 = hashlib.sha256(jpeg()).hexdigest()
     assert collected.samples == [
         {
+            "row": 1,
             "id": "391895",
             "image_ids": ["391895"],
             "images": [sha256],

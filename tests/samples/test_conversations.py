@@ -15,6 +15,7 @@ from qwen_vl_lora.samples.conversations import (
     build_conversations,
     image_marker,
     parse_conversation,
+    row_of,
 )
 from qwen_vl_lora.samples.image_files import LOOK_BYTES
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
@@ -30,8 +31,9 @@ def images(tmp_path) -> ImageStore:
     return ImageStore(tmp_path, entries, np.zeros((2, LOOK_BYTES // 8), dtype=np.uint64))
 
 
-def sample(*turns: tuple[str, str], images: list[str] | None = None) -> dict:
+def sample(*turns: tuple[str, str], images: list[str] | None = None, row: int = 1) -> dict:
     return {
+        "row": row,
         "id": "x",
         "image_ids": images or [],
         "images": images or [],
@@ -51,7 +53,7 @@ def user_parts(value: str) -> tuple:
 
 
 def test_a_caption_takes_the_tutorials_form(images):
-    assert build_conversations([CAPTION, CAPTION], images, prompt_parameters()) == [
+    assert build_conversations([CAPTION, {**CAPTION, "row": 4}], images, prompt_parameters()) == [
         {
             "id": f"identity_{number}",
             "conversations": [
@@ -59,8 +61,16 @@ def test_a_caption_takes_the_tutorials_form(images):
                 {"from": "assistant", "value": "A dog."},
             ],
         }
-        for number in (1, 2)
+        for number in (1, 4)  # rows 2 and 3 of the source were rejected
     ]
+
+
+@pytest.mark.parametrize(
+    ("conversation_id", "row"),
+    [("identity_7", 7), ("identity_", 0), ("mine_7", 0), ("identity_7_b", 0), ("identity_٧", 0)],
+)
+def test_a_conversation_knows_the_row_it_comes_from(conversation_id, row):
+    assert row_of(conversation_id) == row
 
 
 def test_the_system_text_of_the_prompt_serves_captions(images):

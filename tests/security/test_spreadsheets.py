@@ -66,6 +66,7 @@ def test_the_catalogs_csv_entries_are_these(tmp_path):
         "images",
         "caption_table",
         "rejected_samples",
+        "left_out_samples",
         "training_log",
         "predictions",
         "captions",
@@ -76,6 +77,7 @@ def test_the_catalogs_csv_entries_are_these(tmp_path):
 COLUMNS_OF = {
     "caption_table": ["image_id", "image_path", "caption", "sha256"],
     "rejected_samples": ["image_id", "reason", "detail"],
+    "left_out_samples": ["image_id", "reason", "detail"],
     "predictions": list(COLUMNS),
     "captions": ["image_path", "caption", "reason"],
     "caption_scores": ["image_id"],

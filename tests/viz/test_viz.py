@@ -31,6 +31,7 @@ PREVIEWS = {
     "batch_preview": "JSONPreview",
     "training_log": "TablePreview",
     "training_summary": "JSONPreview",
+    "left_out_samples": "TablePreview",
     "training_curves": "PlotlyPreview",
     "predictions": "TablePreview",
     "caption_metrics": "JSONPreview",

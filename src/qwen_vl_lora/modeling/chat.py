@@ -130,17 +130,17 @@ class ChatEncoder:
         return names, tuple(self._sizer.grid(entry.width, entry.height) for entry in entries)
 
 
-def keep_fitting(
+def part_by_length(
     encoded: Sequence[EncodedConversation], max_length: int, max_share: float
-) -> list[EncodedConversation]:
-    """The conversations that fit in `max_length` tokens; cutting one would cut image tokens or its answer.
+) -> tuple[list[EncodedConversation], list[EncodedConversation]]:
+    """What fits in `max_length` tokens, and what is too long; cutting it would cut image tokens or its answer.
 
     Raises:
         DataFormatError: if a larger share than `max_share` does not fit.
     """
     long = [item for item in encoded if len(item.ids) > max_length]
     if not long:
-        return list(encoded)
+        return list(encoded), []
     longest = max(long, key=lambda item: len(item.ids))
     facts = (
         f"{len(long)} of {len(encoded)} conversations are longer than max_length {max_length} tokens; the longest is "
@@ -151,5 +151,6 @@ def keep_fitting(
             f"{facts} That is more than quarantine.max_share {max_share:.0%}. Raise max_length to "
             f"{len(longest.ids)}, lower the image size, or shorten those texts: nothing is cut."
         )
-    logger.warning("%s They are left out of training: %s.", facts, ", ".join(item.id for item in long[:20]))
-    return [item for item in encoded if len(item.ids) <= max_length]
+    named = ", ".join(item.id for item in long[:20])
+    logger.warning("%s They are left out of training and listed in left_out_samples: %s.", facts, named)
+    return [item for item in encoded if len(item.ids) <= max_length], long

@@ -26,10 +26,10 @@ from qwen_vl_lora.samples.image_stage import DataFolders, Fetch, ImageStage, Pic
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
 from qwen_vl_lora.samples.looks import stack_looks
 from qwen_vl_lora.samples.records import FileSource, Rejection, RowError, SourceSample, Turn
+from qwen_vl_lora.samples.rejections import MAX_DETAIL_CHARACTERS, rejection_table, text_column
 from qwen_vl_lora.samples.texts import printable
 from qwen_vl_lora.samples.turns import clean_turns
 
-MAX_DETAIL_CHARACTERS = 500
 LOOK_AHEAD = 4
 """Rows in hand per thread: enough to keep the threads busy, few enough to bound the bytes in memory."""
 
@@ -42,7 +42,7 @@ class Collected(NamedTuple):
 
     Attributes:
         images: the staged pictures; saving the `images` dataset publishes them.
-        samples: `{"id", "image_ids", "images": [sha256, …], "turns": [{"role", "text"}, …]}`.
+        samples: `{"row", "id", "image_ids", "images": [sha256, …], "turns": [{"role", "text"}, …]}`.
         caption_table: a row for each sample of one image and one answer.
         rejected_samples: a row for each row of the source that is not in `samples`.
     """
@@ -200,6 +200,7 @@ class _Gathered:
         self._looks.update((picture.sha256, picture.look) for picture in checked.pictures)
         self._samples.append(
             {
+                "row": checked.row,
                 "id": checked.id,
                 "image_ids": [entry.id for entry in entries],
                 "images": [entry.sha256 for entry in entries],
@@ -238,33 +239,18 @@ class _Gathered:
             images=ImageStore(folders.stage, self._register.entries, stack_looks(self._looks), published=folders.files),
             samples=self._samples,
             caption_table=self._caption_table(),
-            rejected_samples=self._rejection_table(),
+            rejected_samples=rejection_table(self._rejections),
         )
 
     def _caption_table(self) -> pd.DataFrame:
         entries = [entry for entry, _ in self._captions]
         return pd.DataFrame(
             {
-                "image_id": _text_column(entry.id for entry in entries),
-                "image_path": _text_column(entry.path for entry in entries),
-                "caption": _text_column(text for _, text in self._captions),
+                "image_id": text_column(entry.id for entry in entries),
+                "image_path": text_column(entry.path for entry in entries),
+                "caption": text_column(text for _, text in self._captions),
                 "width": pd.Series([entry.width for entry in entries], dtype="int64"),
                 "height": pd.Series([entry.height for entry in entries], dtype="int64"),
-                "sha256": _text_column(entry.sha256 for entry in entries),
+                "sha256": text_column(entry.sha256 for entry in entries),
             }
         )
-
-    def _rejection_table(self) -> pd.DataFrame:
-        return pd.DataFrame(
-            {
-                "row": pd.Series([bad.row for bad in self._rejections], dtype="int64"),
-                "image_id": _text_column(printable(bad.image_id) for bad in self._rejections),
-                "reason": _text_column(bad.reason for bad in self._rejections),
-                "detail": _text_column(printable(bad.detail, MAX_DETAIL_CHARACTERS) for bad in self._rejections),
-            }
-        )
-
-
-def _text_column(texts: Iterable[str]) -> pd.Series[str]:
-    # dtype object shares the texts that the samples hold; pandas' own string type would copy them.
-    return pd.Series(list(texts), dtype="object")

@@ -61,7 +61,7 @@ class Conversation:
 def build_conversations(
     samples: Sequence[Mapping[str, Any]], images: ImageStore, prompt: PromptParameters
 ) -> list[dict[str, Any]]:
-    """Write samples in the tutorials' form, numbered `identity_1`, `identity_2`, …
+    """Write samples in the tutorials' form; `identity_7` is the seventh row of the source.
 
     A sample without a user turn is asked `prompt.user`, its images behind it. A sample's own texts
     win unless `prompt.override` is set: then every user turn asks `prompt.user`, with that turn's
@@ -71,9 +71,14 @@ def build_conversations(
         DataFormatError: when a sample names an image that `images` does not hold.
     """
     return [
-        {"id": f"identity_{number}", "conversations": _messages(sample, images, prompt)}
-        for number, sample in enumerate(samples, start=1)
+        {"id": f"identity_{sample['row']}", "conversations": _messages(sample, images, prompt)} for sample in samples
     ]
+
+
+def row_of(conversation_id: str) -> int:
+    """The row of the source that a conversation comes from; 0 for one that was not written by `build_conversations`."""
+    numbered = re.fullmatch(r"identity_(\d{1,15})", conversation_id, re.ASCII)
+    return int(numbered[1]) if numbered else 0
 
 
 def parse_conversation(record: Any) -> Conversation:

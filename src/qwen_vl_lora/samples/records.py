@@ -36,6 +36,7 @@ Reason = Literal[
     "empty_prompt",  # a user turn with neither text nor image, or an empty system turn
     "caption_too_long",  # a turn above `texts.MAX_TEXT_CHARACTERS`
     "special_token",  # a token of the chat format inside a text
+    "longer_than_max_length",  # in tokens, which only training knows: it stands in `left_out_samples`
     # Access to its image.
     "url_not_allowed",
     "outside_allowed_roots",

@@ -21,12 +21,13 @@ from qwen_vl_lora.exceptions import DataFormatError, TrainingError
 from qwen_vl_lora.features.inputs import choose_pictures
 from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.modeling.base_model import BaseModel, digest
-from qwen_vl_lora.modeling.chat import ChatEncoder, EncodedConversation, keep_fitting
+from qwen_vl_lora.modeling.chat import ChatEncoder, EncodedConversation, part_by_length
 from qwen_vl_lora.modeling.devices import choose_device
 from qwen_vl_lora.modeling.lora import add_adapter, check_vision_is_untouched, trainable_parameters
 from qwen_vl_lora.modeling.pictures import PictureSizer
-from qwen_vl_lora.samples.conversations import parse_conversation
+from qwen_vl_lora.samples.conversations import parse_conversation, row_of
 from qwen_vl_lora.samples.image_store import ImageStore
+from qwen_vl_lora.samples.records import Rejection
 from qwen_vl_lora.tuning.batch_size import choose_batch_size
 from qwen_vl_lora.tuning.checkpoints import TrainingJob, find_checkpoint
 from qwen_vl_lora.tuning.collator import ForwardPass, RowCollator, to_device
@@ -61,12 +62,14 @@ class FittedAdapter:
         log: rows of `training_log`.
         summary: `training_summary`.
         preview: `batch_preview`.
+        left_out: what was too long to train or to validate on.
     """
 
     directory: Path
     log: list[Record]
     summary: Record
     preview: Record
+    left_out: list[Rejection]
 
     def log_table(self) -> pd.DataFrame:
         """`training_log`, with every column also where nothing was measured."""
@@ -100,8 +103,8 @@ def fit_adapter(
     checkpoint = find_checkpoint(job, settings.resume)
     processor = base_model.load_processor()
     sizer = PictureSizer.for_processor(processor, settings.image)
-    train = _encode(data.train, "training", processor, sizer, data.images, settings)
-    validation = _encode(data.validation, "validation", processor, sizer, data.images, settings)
+    train, long_train = _encode(data.train, "training", processor, sizer, data.images, settings)
+    validation, long_validation = _encode(data.validation, "validation", processor, sizer, data.images, settings)
     _check_there_is_something(train, validation, settings)
 
     dtype = settings.training_args.dtype
@@ -132,7 +135,8 @@ def fit_adapter(
     record = {**adapter_record(base_model, data, settings), "training": summary}
     directory = stage_adapter(model, job.folder / "adapter", record)
     job.close()
-    return FittedAdapter(directory, log, summary, preview_batch(first, processor))
+    left_out = reject_too_long([*long_train, *long_validation], settings.max_length, data.images)
+    return FittedAdapter(directory, log, summary, preview_batch(first, processor), left_out)
 
 
 def job_inputs(base_model: BaseModel, data: TrainingData, settings: TrainingSettings) -> Record:
@@ -162,7 +166,8 @@ def _encode(
     sizer: PictureSizer,
     images: ImageStore,
     settings: TrainingSettings,
-) -> list[EncodedConversation]:
+) -> tuple[list[EncodedConversation], list[EncodedConversation]]:
+    """What is short enough, and what is too long."""
     encoder = ChatEncoder(processor, sizer, images)
     encoded = [encoder.encode(parse_conversation(record)) for record in records]
     silent = [item.id for item in encoded if not item.scored.any()]
@@ -171,7 +176,23 @@ def _encode(
             f"{len(silent)} {split} conversations hold no assistant turn, so nothing in them is scored; "
             f"the first is {silent[0]!r}. Every conversation needs an answer."
         )
-    return keep_fitting(encoded, settings.max_length, settings.max_share)
+    return part_by_length(encoded, settings.max_length, settings.max_share)
+
+
+def reject_too_long(
+    conversations: Sequence[EncodedConversation], max_length: int, images: ImageStore
+) -> list[Rejection]:
+    """The rows of `left_out_samples`."""
+    return [
+        Rejection(
+            row_of(item.id),
+            images.by_sha256(item.images[0]).id if item.images else "",
+            "longer_than_max_length",
+            f"{item.id} has {len(item.ids)} tokens, {int(item.is_image.sum())} of them its pictures'; "
+            f"max_length allows {max_length}. Nothing is cut: it was left out.",
+        )
+        for item in conversations
+    ]
 
 
 def _check_there_is_something(

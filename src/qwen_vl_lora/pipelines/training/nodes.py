@@ -40,8 +40,9 @@ def train_adapter(
     resume: str,
     device: str,
     generation: GenerationParameters,
-) -> tuple[Path, pd.DataFrame, dict[str, Any], dict[str, Any]]:
+) -> tuple[Path, pd.DataFrame, dict[str, Any], dict[str, Any], pd.DataFrame]:
     """Fit a LoRA adapter on the training split."""
+    from qwen_vl_lora.samples.rejections import rejection_table
     from qwen_vl_lora.tuning.fit import TrainingData, fit_adapter
     from qwen_vl_lora.tuning.settings import TrainingSettings
 
@@ -60,7 +61,8 @@ def train_adapter(
         generation=generation,
     )
     fitted = fit_adapter(base_model, data, settings, workspace.path)
-    return fitted.directory, fitted.log_table(), fitted.summary, fitted.preview
+    left_out = rejection_table(fitted.left_out)
+    return fitted.directory, fitted.log_table(), fitted.summary, fitted.preview, left_out
 
 
 def plot_training(training_log: pd.DataFrame) -> Any:

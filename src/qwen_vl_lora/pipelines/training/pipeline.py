@@ -33,7 +33,7 @@ def create_pipeline() -> Pipeline:
                     "params:device",
                     "params:generation",
                 ],
-                outputs=["adapter", "training_log", "training_summary", "batch_preview"],
+                outputs=["adapter", "training_log", "training_summary", "batch_preview", "left_out_samples"],
                 tags=["compute"],
             ),
             described_node(

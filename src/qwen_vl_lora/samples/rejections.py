@@ -1,0 +1,29 @@
+"""The table of what could not be used: `rejected_samples`, and what training left out in the same form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from qwen_vl_lora.samples.records import Rejection
+from qwen_vl_lora.samples.texts import printable
+
+MAX_DETAIL_CHARACTERS = 500
+
+
+def rejection_table(rejections: Sequence[Rejection]) -> pd.DataFrame:
+    """Columns `row`, `image_id`, `reason` and `detail`, in the order of the rejections."""
+    return pd.DataFrame(
+        {
+            "row": pd.Series([bad.row for bad in rejections], dtype="int64"),
+            "image_id": text_column(printable(bad.image_id) for bad in rejections),
+            "reason": text_column(bad.reason for bad in rejections),
+            "detail": text_column(printable(bad.detail, MAX_DETAIL_CHARACTERS) for bad in rejections),
+        }
+    )
+
+
+def text_column(texts: Iterable[str]) -> pd.Series[str]:
+    """A column that shares the texts it is given; pandas' own string type would copy them."""
+    return pd.Series(list(texts), dtype="object")
