@@ -178,7 +178,7 @@ def test_every_message_of_the_troubleshooting_page_is_one_that_the_code_says():
 
 
 def test_every_reason_of_a_rejection_is_explained():
-    rows = _rows("### Reasons in `rejected_samples` and in `captions.csv`", "## ")
+    rows = _rows("### Reasons in `rejected_samples`, `left_out_samples` and `captions.csv`", "## ")
     assert [row.strip("`") for row in rows] == list(get_args(Reason))
 
 
