@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
+from qwen_vl_lora.samples.lettering import choose_lettering, wrap_text
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -24,7 +24,7 @@ SHEET_COLUMNS = 8
 THUMBNAIL_SIDE = 160
 CAPTION_LINES = 3
 LINE_HEIGHT = 13
-LINE_CHARACTERS = 26
+FONT_SIZE = 10
 
 
 class Description(NamedTuple):
@@ -92,10 +92,11 @@ def _draw_cell(
     sheet: Image.Image, corner: tuple[int, int], entry: ImageEntry, caption: str, images: ImageStore
 ) -> None:
     sheet.paste(ImageOps.contain(images.open(entry.sha256), (THUMBNAIL_SIDE, THUMBNAIL_SIDE)), corner)
-    lines = textwrap.wrap(caption, LINE_CHARACTERS, max_lines=CAPTION_LINES, placeholder="…")
-    ImageDraw.Draw(sheet).multiline_text(
-        (corner[0], corner[1] + THUMBNAIL_SIDE), "\n".join(lines), fill="black", font=ImageFont.load_default(10)
-    )
+    text, font = choose_lettering(caption, FONT_SIZE)
+    draw = ImageDraw.Draw(sheet)
+    for number, line in enumerate(wrap_text(text, font, THUMBNAIL_SIDE, CAPTION_LINES)):
+        place = (corner[0], corner[1] + THUMBNAIL_SIDE + number * LINE_HEIGHT)
+        draw.text(place, line, fill="black", font=font)
 
 
 def _count_captions_per_image(shas: Sequence[str]) -> dict[str, int]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from qwen_vl_lora.samples.lettering import choose_lettering, wrap_text
 from qwen_vl_lora.scoring.metrics import METRICS
 from qwen_vl_lora.scoring.predictions import Prediction, read_predictions
-from qwen_vl_lora.scoring.tokenization import CJK
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 OpenImage = Callable[[str], Image.Image]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _PAPER, _INK, _SOFT, _ACCENT, _EMPTY = "#fbfaf8", "#1f2328", "#626a73", "#2f6f6a", "#e4e1db"
 _BASE = "#b9b4aa"
@@ -29,25 +26,12 @@ _NUM_COLUMNS, _MAX_PICTURES = 4, 16
 _MAX_LINES = 7
 """Of one caption on the sheet; a longer one ends with an ellipsis."""
 
-# Pillow's own font knows Latin letters only. Tried in order; Pillow searches the system's font folders by file name.
-_LATIN_FONTS = ("DejaVuSans.ttf", "Arial.ttf", "arial.ttf", "LiberationSans-Regular.ttf", "NotoSans-Regular.ttf")
-_CJK_FONTS = (
-    "NotoSansCJK-Regular.ttc",
-    "wqy-microhei.ttc",
-    "wqy-zenhei.ttc",
-    "PingFang.ttc",
-    "Hiragino Sans GB.ttc",
-    "msyh.ttc",
-    "simsun.ttc",
-)
-_UNBREAKABLE = re.compile(rf"[{CJK}]|[^\s{CJK}]+|\s+")
-
 
 def draw_comparison_sheet(predictions: pd.DataFrame, scores: pd.DataFrame, open_image: OpenImage) -> Image.Image:
     """Pictures with the base and the tuned caption under each, from the worst tuned CIDEr to the best.
 
     Where there are more than fit, they are taken at even steps of that order, so the sheet shows the
-    run as it is. Chinese, Japanese and Korean need a font of the system that holds them.
+    run as it is. A script that no font of the system draws gives way to a note.
     """
     items = read_predictions(predictions)
     ranked = scores["tuned_cider"].to_numpy().argsort(kind="stable")
@@ -68,16 +52,18 @@ def draw_comparison_sheet(predictions: pd.DataFrame, scores: pd.DataFrame, open_
 
 
 def _draw_cell(item: Prediction, open_image: OpenImage) -> Image.Image:
-    font = _font(bool(re.search(f"[{CJK}]", item.base_caption + item.tuned_caption)))
     texts = (("base", item.base_caption, _SOFT), ("tuned", item.tuned_caption, _INK))
-    lines = [(side, _wrap(caption, font), colour) for side, caption, colour in texts]
-    height = _PICTURE_HEIGHT + sum(_LINE_HEIGHT * (len(text) + 1) + 8 for _, text, _ in lines)
+    lettered = [(side, *choose_lettering(caption or "(empty)", _FONT_SIZE), colour) for side, caption, colour in texts]
+    lines = [
+        (side, wrap_text(text, font, _CELL_WIDTH, _MAX_LINES), font, colour) for side, text, font, colour in lettered
+    ]
+    height = _PICTURE_HEIGHT + sum(_LINE_HEIGHT * (len(text) + 1) + 8 for _, text, _, _ in lines)
     cell = Image.new("RGB", (_CELL_WIDTH, height), _PAPER)
     picture = _picture(item.image_path, open_image)
     cell.paste(picture, ((_CELL_WIDTH - picture.width) // 2, _PICTURE_HEIGHT - picture.height))
     draw = ImageDraw.Draw(cell)
     top = _PICTURE_HEIGHT + 8
-    for side, text, colour in lines:
+    for side, text, font, colour in lines:
         draw.text((0, top), side, fill=_ACCENT, font=font)
         for line in text:  # one by one: a font's own line height would not be that of the cell
             top += _LINE_HEIGHT
@@ -93,37 +79,6 @@ def _picture(path: str, open_image: OpenImage) -> Image.Image:
         return Image.new("RGB", (_CELL_WIDTH, _PICTURE_HEIGHT), _EMPTY)
     scale = min(_CELL_WIDTH / picture.width, _PICTURE_HEIGHT / picture.height)
     return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-
-
-@functools.cache
-def _font(with_cjk: bool) -> Font:
-    for name in (*_CJK_FONTS, *_LATIN_FONTS) if with_cjk else _LATIN_FONTS:
-        try:
-            return ImageFont.truetype(name, _FONT_SIZE)
-        except OSError:
-            continue
-    return ImageFont.load_default(_FONT_SIZE)
-
-
-def _wrap(text: str, font: Font) -> list[str]:
-    """Lines no wider than a cell; breaks at blanks, between Chinese characters, and inside overlong words."""
-    lines = [""]
-    for part in _UNBREAKABLE.findall(text or "(empty)"):
-        for piece in _fitting(part, font):
-            if font.getlength((lines[-1] + piece).rstrip()) > _CELL_WIDTH:
-                lines.append("")
-            lines[-1] += piece if lines[-1] else piece.lstrip()
-    lines = [line.rstrip() for line in lines]
-    if len(lines) <= _MAX_LINES:
-        return lines
-    last = lines[_MAX_LINES - 1]
-    while font.getlength(last + "…") > _CELL_WIDTH:
-        last = last[:-1]
-    return [*lines[: _MAX_LINES - 1], last.rstrip() + "…"]
-
-
-def _fitting(word: str, font: Font) -> Sequence[str]:
-    return [word] if font.getlength(word) <= _CELL_WIDTH else list(word)
 
 
 def plot_metrics(metrics: Mapping[str, Any]) -> go.Figure:
