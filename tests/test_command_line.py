@@ -82,3 +82,17 @@ def test_listing_pipelines_and_catalog_does_not_import_torch(tmp_path):
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_listing_pipelines_imports_neither_torch_nor_pandas():
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from kedro.framework.startup import bootstrap_project\n"
+        "from kedro.framework.project import pipelines\n"
+        f"bootstrap_project(Path({str(PROJECT)!r}))\n"
+        "assert len(dict(pipelines)) > 5\n"
+        "slow = {'torch', 'transformers', 'peft', 'pandas', 'numpy'} & set(sys.modules)\n"
+        "assert not slow, slow\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.hub.fetching import Fetcher
@@ -29,6 +27,9 @@ from qwen_vl_lora.samples.records import FileSource, Rejection, RowError, Source
 from qwen_vl_lora.samples.rejections import MAX_DETAIL_CHARACTERS, rejection_table, text_column
 from qwen_vl_lora.samples.texts import printable
 from qwen_vl_lora.samples.turns import clean_turns
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LOOK_AHEAD = 4
 """Rows in hand per thread: enough to keep the threads busy, few enough to bound the bytes in memory."""
@@ -243,6 +244,8 @@ class _Gathered:
         )
 
     def _caption_table(self) -> pd.DataFrame:
+        import pandas as pd
+
         entries = [entry for entry, _ in self._captions]
         return pd.DataFrame(
             {

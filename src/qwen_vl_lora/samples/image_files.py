@@ -11,8 +11,6 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 # Importing the plugins registers them: otherwise Pillow loads every plugin it has, at the first WebP, in a thread.
 from PIL import (
     BmpImagePlugin,  # noqa: F401
@@ -264,6 +262,8 @@ def _flatten(image: Image.Image) -> Image.Image:
 
 def _to_8_bit_grey(image: Image.Image) -> Image.Image:
     """Scale 0…65535 to 0…255, where Pillow's own conversion may clip; a transparent grey becomes alpha."""
+    import numpy as np
+
     values = np.asarray(image).astype(np.uint32).clip(0, 65535)
     grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     transparent = image.info.get("transparency")
@@ -277,6 +277,8 @@ def _look(image: Image.Image) -> bytes:
 
     Grey alone takes flat drawings that differ in colour for copies of each other.
     """
+    import numpy as np
+
     cells = np.asarray(image.resize((LOOK_SIDE + 1, LOOK_SIDE), Image.Resampling.BOX), dtype=np.int16)
     steps = cells[:, :-1] - cells[:, 1:]
     bits = np.stack([steps > LOOK_MARGIN, steps < -LOOK_MARGIN])

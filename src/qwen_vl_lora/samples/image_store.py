@@ -13,16 +13,16 @@ import csv
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING, NamedTuple
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.samples.image_files import LOOK_BYTES, open_image
 from qwen_vl_lora.samples.looks import Looks
 from qwen_vl_lora.samples.records import RowError
 from qwen_vl_lora.samples.texts import spreadsheet_cell, text_of_cell
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FILES_FOLDER = "files"
 MANIFEST_COLUMNS = ("id", "sha256", "path", "width", "height", "bytes")
@@ -189,6 +189,8 @@ def publish_files(staged: ImageStore, files: Path) -> None:
 
 def write_manifest(store: ImageStore, file: Path) -> None:
     """Write the manifest, and the looks beside it."""
+    import numpy as np
+
     np.save(file.with_name(LOOKS_FILE), store.looks, allow_pickle=False)
     with file.open("w", encoding="utf-8", newline="") as lines:
         writer = csv.writer(lines)
@@ -242,6 +244,8 @@ def _read_entries(rows: Iterable[list[str]]) -> Iterator[ImageEntry]:
 
 
 def _read_looks(file: Path, num_images: int) -> Looks:
+    import numpy as np
+
     try:
         looks: Looks = np.load(file, allow_pickle=False)
     except FileNotFoundError as error:

@@ -6,14 +6,15 @@ Works on the difference hashes that `image_files` makes when a picture is decode
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from qwen_vl_lora.samples.image_files import LOOK_BYTES
 
-Looks = npt.NDArray[np.uint64]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Looks: TypeAlias = "npt.NDArray[np.uint64]"
 """A row of LOOK_BYTES for each picture."""
 
 MAX_DISTANCE = 8
@@ -31,6 +32,8 @@ class NearDuplicate(NamedTuple):
 
 def stack_looks(looks: Mapping[str, bytes]) -> Looks:
     """One array of the looks, in the order of the mapping."""
+    import numpy as np
+
     return np.frombuffer(b"".join(looks.values()), dtype=np.uint64).reshape(len(looks), LOOK_BYTES // 8)
 
 
@@ -42,6 +45,8 @@ def find_near_duplicates(
     `places` says which row of `looks` is a picture's. Every pair is compared, the smaller set row
     by row: the held-out side is small, and one row against 100,000 pictures takes milliseconds.
     """
+    import numpy as np
+
     ones, others = sorted(ones), sorted(others)
     if len(ones) > len(others):
         swapped = find_near_duplicates(others, ones, places, looks)
@@ -56,4 +61,6 @@ def find_near_duplicates(
 
 
 def _rows(shas: Sequence[str], places: Mapping[str, int]) -> npt.NDArray[np.int64]:
+    import numpy as np
+
     return np.array([places[sha256] for sha256 in shas], dtype=np.int64)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from qwen_vl_lora.samples.records import Rejection
 from qwen_vl_lora.samples.texts import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_DETAIL_CHARACTERS = 500
 
 
 def rejection_table(rejections: Sequence[Rejection]) -> pd.DataFrame:
     """Columns `row`, `image_id`, `reason` and `detail`, in the order of the rejections."""
+    import pandas as pd
+
     return pd.DataFrame(
         {
             "row": pd.Series([bad.row for bad in rejections], dtype="int64"),
@@ -26,4 +30,6 @@ def rejection_table(rejections: Sequence[Rejection]) -> pd.DataFrame:
 
 def text_column(texts: Iterable[str]) -> pd.Series[str]:
     """A column that shares the texts it is given; pandas' own string type would copy them."""
+    import pandas as pd
+
     return pd.Series(list(texts), dtype="object")

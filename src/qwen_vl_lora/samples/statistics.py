@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
 from PIL import Image, ImageDraw, ImageOps
 
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
 from qwen_vl_lora.samples.lettering import choose_lettering, wrap_text
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
     from plotly.graph_objects import Figure
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -37,6 +37,9 @@ class Description(NamedTuple):
 
 def describe_captions(caption_table: pd.DataFrame, images: ImageStore) -> Description:
     """Count, plot and show the captions; an empty table, of samples that are no captions, is fine."""
+    import numpy as np
+    import pandas as pd
+
     # pandas reads a caption such as `null` back as missing unless it is told not to.
     texts = ["" if pd.isna(text) else str(text) for text in caption_table["caption"]]
     shas = list(caption_table["sha256"])
@@ -61,6 +64,7 @@ def describe_captions(caption_table: pd.DataFrame, images: ImageStore) -> Descri
 
 def plot_lengths(lengths: Mapping[str, npt.NDArray[np.int64]]) -> Figure:
     """Bars of how many captions have each length. Counted here: the plot must not grow with the captions."""
+    import numpy as np
     from plotly.graph_objects import Bar
     from plotly.subplots import make_subplots
 
@@ -74,6 +78,8 @@ def plot_lengths(lengths: Mapping[str, npt.NDArray[np.int64]]) -> Figure:
 
 def draw_sheet(caption_by_sha: Mapping[str, str], images: ImageStore) -> Image.Image:
     """A contact sheet of up to `SHEET_PICTURES` pictures, evenly chosen, with a caption where they have one."""
+    import numpy as np
+
     entries = list(images)
     places = np.linspace(0, len(entries) - 1, min(len(entries), SHEET_PICTURES)).round().astype(int)
     chosen = [entries[place] for place in places]
@@ -105,12 +111,16 @@ def _count_captions_per_image(shas: Sequence[str]) -> dict[str, int]:
 
 
 def _measure_images(images: ImageStore) -> dict[str, dict[str, float]]:
+    import numpy as np
+
     sizes = np.array([(entry.width, entry.height, entry.bytes) for entry in images], dtype=np.int64).reshape(-1, 3)
     return {name: _percentiles(sizes[:, column]) for column, name in enumerate(("width", "height", "bytes"))}
 
 
 def _bin_edges(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Whole numbers, at most about MAX_BARS bins."""
+    import numpy as np
+
     lowest, highest = (int(values.min()), int(values.max())) if len(values) else (0, 0)
     width = -(-(highest - lowest + 1) // MAX_BARS)
     return np.arange(lowest, highest + width + 1, width)
@@ -118,6 +128,8 @@ def _bin_edges(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def _percentiles(values: npt.NDArray[np.int64]) -> dict[str, float]:
     """Empty when there are no values: JSON knows no NaN."""
+    import numpy as np
+
     if not len(values):
         return {}
     return {

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import pandas as pd
-
 # Kedro resolves these annotations to validate parameters: none may move under TYPE_CHECKING.
 from qwen_vl_lora.parameters import (
     CaptionsParameters,
@@ -15,6 +13,7 @@ from qwen_vl_lora.parameters import (
     QuarantineParameters,
     SplitParameters,
 )
+from qwen_vl_lora.pipelines.tables import Table
 from qwen_vl_lora.samples import collection, splitting, statistics
 from qwen_vl_lora.samples import conversations as conversation_form
 from qwen_vl_lora.samples.image_store import ImageStore
@@ -47,6 +46,6 @@ def split_conversations(
     return splitting.split_conversations(conversations, images, split)
 
 
-def describe_captions(caption_table: pd.DataFrame, images: ImageStore) -> statistics.Description:
+def describe_captions(caption_table: Table, images: ImageStore) -> statistics.Description:
     """Count, plot and show captions and pictures."""
     return statistics.describe_captions(caption_table, images)

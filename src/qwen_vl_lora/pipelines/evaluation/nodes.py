@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
-
 from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.modeling.adapter import Adapter
 from qwen_vl_lora.modeling.base_model import BaseModel
@@ -16,6 +14,7 @@ from qwen_vl_lora.parameters import (
     ScoringParameters,
     TrainingParameters,
 )
+from qwen_vl_lora.pipelines.tables import Table
 from qwen_vl_lora.samples.image_store import ImageStore
 
 
@@ -31,7 +30,7 @@ def generate_captions(
     training_args: TrainingParameters,
     vision: str,
     device: str,
-) -> pd.DataFrame:
+) -> Table:
     """Caption the held-out pictures with the base and the tuned model, everything else equal."""
     from qwen_vl_lora.scoring.comparison import EvaluationSettings, compare_captions
 
@@ -39,7 +38,7 @@ def generate_captions(
     return compare_captions(base_model, adapter, images, image_features, test_conversations, settings)
 
 
-def score_captions(predictions: pd.DataFrame, scoring: ScoringParameters) -> tuple[dict[str, Any], pd.DataFrame]:
+def score_captions(predictions: Table, scoring: ScoringParameters) -> tuple[dict[str, Any], Table]:
     """BLEU, ROUGE-L and CIDEr of both sides, over the split and for each picture."""
     from qwen_vl_lora.scoring.metrics import score_predictions
 
@@ -47,9 +46,9 @@ def score_captions(predictions: pd.DataFrame, scoring: ScoringParameters) -> tup
 
 
 def build_report(
-    predictions: pd.DataFrame,
+    predictions: Table,
     caption_metrics: dict[str, Any],
-    caption_scores: pd.DataFrame,
+    caption_scores: Table,
     images: ImageStore,
     adapter: Adapter,
 ) -> tuple[str, Any, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
 from PIL import Image
 
 # Kedro resolves these annotations to validate parameters: none may move under TYPE_CHECKING.
@@ -12,6 +11,7 @@ from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.modeling.adapter import Adapter
 from qwen_vl_lora.modeling.base_model import BaseModel
 from qwen_vl_lora.parameters import GenerationParameters, ImageParameters, InferenceParameters
+from qwen_vl_lora.pipelines.tables import Table
 from qwen_vl_lora.samples.named_pictures import gather_pictures
 from qwen_vl_lora.samples.statistics import draw_sheet
 from qwen_vl_lora.samples.workspace import Workspace
@@ -25,7 +25,7 @@ def caption_pictures(
     image: ImageParameters,
     generation: GenerationParameters,
     device: str,
-) -> tuple[pd.DataFrame, Image.Image]:
+) -> tuple[Table, Image.Image]:
     """Caption the pictures that `inference.images` names, as the adapter was trained to be asked."""
     if inference.images is None:
         raise ParameterError(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 # Kedro resolves these annotations to validate parameters: none may move under TYPE_CHECKING.
 from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.modeling.base_model import BaseModel
@@ -18,6 +16,7 @@ from qwen_vl_lora.parameters import (
     QuarantineParameters,
     TrainingParameters,
 )
+from qwen_vl_lora.pipelines.tables import Table
 from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.workspace import Workspace
 
@@ -40,7 +39,7 @@ def train_adapter(
     resume: str,
     device: str,
     generation: GenerationParameters,
-) -> tuple[Path, pd.DataFrame, dict[str, Any], dict[str, Any], pd.DataFrame]:
+) -> tuple[Path, Table, dict[str, Any], dict[str, Any], Table]:
     """Fit a LoRA adapter on the training split."""
     from qwen_vl_lora.samples.rejections import rejection_table
     from qwen_vl_lora.tuning.fit import TrainingData, fit_adapter
@@ -65,7 +64,7 @@ def train_adapter(
     return fitted.directory, fitted.log_table(), fitted.summary, fitted.preview, left_out
 
 
-def plot_training(training_log: pd.DataFrame) -> Any:
+def plot_training(training_log: Table) -> Any:
     """Loss, validation loss and learning rate over the optimizer steps."""
     from qwen_vl_lora.tuning.curves import plot_training_curves
 
