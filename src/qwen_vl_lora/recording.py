@@ -96,13 +96,12 @@ class RunRecorder:
     def note_read(self, name: str, data: Any) -> None:
         """Note what was loaded."""
         with self._notes:
-            if name in self._run.written:
-                self._run.read.setdefault(name, self._run.written[name])
-            elif name not in self._run.read:
-                artifact = self._describe(name, data)
-                if artifact is not None:
-                    self._run.read[name] = artifact
-            self._update()
+            if name in self._run.read:
+                return
+            artifact = self._run.written.get(name) or self._describe(name, data)
+            if artifact is not None:
+                self._run.read[name] = artifact
+                self._update()
 
     def note_written(self, name: str, data: Any) -> None:
         """Note what was saved."""

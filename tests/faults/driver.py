@@ -84,9 +84,21 @@ def ask(number, by):
     trainer.CaptionTrainer.training_step = step
 
 
+def ask_at_end(number):
+    """Send SIGTERM when no step is left."""
+    finalize = Trainer._finalize_training
+
+    def end(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return finalize(self, *arguments)
+
+    Trainer._finalize_training = end
+
+
 FAULTS = {
     "sigterm": lambda n: ask(n, signal.SIGTERM),
     "sigint": lambda n: ask(n, signal.SIGINT),
+    "sigterm_at_end": ask_at_end,
     "step": lambda n: at_call(trainer.CaptionTrainer, "training_step", n),
     "accumulation": lambda n: at_call(trainer.CaptionTrainer, "_summed_loss", n, after=True),
     "write": half_written,

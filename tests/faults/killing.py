@@ -99,13 +99,14 @@ class Killable:
 
 
 def seeded_faults(number, seconds, seed):
-    """Kinds in turn, at random places; a third of them at random times."""
+    """Kinds in turn, in random order and at random places; a third of the kills at random times."""
     chance = random.Random(seed)
     kinds = [*NUMBERED, *ONCE]
     chance.shuffle(kinds)
+    turn = itertools.cycle(kinds)
     for place in range(number):
         if place % 3 == 2:
             yield ("seconds", round(chance.uniform(0.05, seconds), 3))
         else:
-            kind = kinds[place % len(kinds)]
+            kind = next(turn)
             yield (kind, chance.randint(1, NUMBERED.get(kind, 1)))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from collections import Counter
 
 import pytest
 
@@ -38,16 +39,20 @@ def kill_and_go_on(project, fault):
 
 def check_kills(reference, number, seed):
     project, result, seconds, _ = reference
-    killed = 0
+    repeated = []
+    kinds = Counter()
     for fault in seeded_faults(2 * number, seconds, seed):
-        repeated = kill_and_go_on(project, fault)
+        steps = kill_and_go_on(project, fault)
         assert project.result() == result, fault
-        if repeated is not None:
-            assert repeated < SAVE_STEPS, fault
-            killed += 1
-        if killed == number:
+        if steps is not None:
+            assert steps < SAVE_STEPS, fault
+            repeated.append(steps)
+            kinds[fault[0]] += 1
+        if len(repeated) == number:
             break
-    assert killed == number
+    assert len(repeated) == number
+    assert kinds.keys() >= {"write", "rename", "accumulation"}
+    print(f"{number} kills, seed {seed}, {dict(kinds)}; steps repeated: {dict(Counter(repeated))}")
 
 
 @pytest.mark.parametrize("fault", [("accumulation", 13), ("write", 3), ("rename", 2)])
@@ -99,6 +104,18 @@ def test_a_stop_at_the_end_of_an_epoch_does_not_lose_its_validation(reference):
     assert project.result() == result
 
 
+@pytest.mark.parametrize("strategy", ["steps", "no"])
+def test_a_stop_after_the_last_step_is_heard_and_no_step_is_trained_again(reference, killable, strategy):
+    project, result, *_ = reference
+    other = killable(folder=project.folder, training_args={"save_strategy": strategy})
+    status, before = other.train(("sigterm_at_end", 1))
+    record = read_records(runs_folder(project.folder, "tiny"))[-1]
+    assert (status, record.outcome) == (1, "interrupted")
+    assert f"after step {before[-1]} of {before[-1]}" in record.facts["message"]
+    assert other.train() == (0, [])
+    assert other.result() == result
+
+
 def test_time_and_memory_of_all_parts_are_counted(reference):
     project, _, seconds, _ = reference
     project.train(("step", 8))
@@ -134,6 +151,24 @@ def test_early_stopping_and_the_best_step_survive_a_kill(stopping_early, fault):
     assert project.result() == result
     again = project.summary()
     assert (again["best_step"], again["steps"]) == (summary["best_step"], summary["steps"])
+
+
+def test_a_kill_at_the_end_repeats_nothing_though_one_checkpoint_is_kept(killable):
+    project = killable(
+        training_args={
+            "eval_strategy": "steps",
+            "eval_steps": SAVE_STEPS,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "loss",
+            "greater_is_better": True,  # the first validation is the best
+            "save_total_limit": 1,
+        }
+    )
+    assert project.train()[0] == 0
+    result, summary = project.result(), project.summary()
+    assert summary["best_step"] < summary["steps"] - SAVE_STEPS
+    assert kill_and_go_on(project, ("stage", 1)) == 0
+    assert project.result() == result
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,10 @@ def test_a_training_can_be_told_from_its_record_and_from_its_adapters(run, recor
     adapter = json.loads((newest("06_models/tiny/adapter") / "adapter_record.json").read_text())
     assert adapter["run"]["id"] == training.id
     assert adapter["run"]["read"]["images"] == training.read["images"]
+    assert adapter["run"]["read"]["base_model"]["sha256"] == training.read["base_model"]["sha256"]
+    assert adapter["run"]["read"]["image_features"]["key"] == training.read["image_features"]["key"]
+    assert "files" in training.read["base_model"]
+    assert not any("files" in artifact for artifact in adapter["run"]["read"].values())
     assert adapter["run"]["made_from"][0]["id"] == data.id
     assert adapter["run"]["made_from"][0]["source"]["describe"]["seed"] == 7
     assert adapter["run"]["made_from"][0]["parameters"]["captions"]["num_rows"] == 40

@@ -41,6 +41,15 @@ def test_bytes_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):
     assert events == ["sync", "rename", "sync"]
 
 
+def test_a_new_folder_survives_power_loss_with_what_is_saved_in_it(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(storage, "sync_folder", synced.append)
+    storage.make_folder(tmp_path / "06_models" / "tiny")
+    assert synced == [tmp_path, tmp_path / "06_models"]
+    storage.make_folder(tmp_path / "06_models" / "tiny")
+    assert len(synced) == 2
+
+
 def test_a_folder_is_replaced_and_discarded_whole(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

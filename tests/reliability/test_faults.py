@@ -35,6 +35,8 @@ def test_a_full_disk_is_one_message_and_earlier_versions_stay(disk, kilobytes):
     result = call(kedro_run(DATA), disk.path)
     assert_one_message(result, "There is no room left to write", "Free now:", "of 8.0 MiB in", "Make room")
     assert_nothing_was_lost(before, disk.path)
+    runs = disk.path / "data/08_reporting/tiny/runs"
+    assert all((run / "record.json").stat().st_size for run in runs.iterdir())
     disk.make_room()
     assert call(kedro_run(DATA), disk.path).returncode == 0
     assert_nothing_was_lost(before, disk.path)

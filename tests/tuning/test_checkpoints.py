@@ -53,7 +53,7 @@ def test_another_job_starts_afresh_and_says_what_differs(job, caplog):
     other.open()
     with caplog.at_level("INFO"):
         assert find_checkpoint(other, "auto") is None
-    assert "lora: {'r': 8} → {'r': 4}" in caplog.text
+    assert "lora.r: 8 → 4" in caplog.text
     assert "base_model" not in caplog.text
 
 

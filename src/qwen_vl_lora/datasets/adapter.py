@@ -72,7 +72,11 @@ class AdapterDataset(StagedDirectoryDataset):
 
 
 def made_by(run: Run) -> dict[str, Any]:
-    """What `adapter_record.json` says of the run: enough to know what made the adapter without the project at hand."""
+    """What `adapter_record.json` says of the run: enough to know what made the adapter without the project at hand.
+
+    One version and hash for each dataset; the hash of a folder covers its files, which `record.json` lists.
+    """
     facts = {name: run.facts[name] for name in _FACTS if name in run.facts}
     facts |= describe_computing(run.facts.get("parameters", {}).get("device", "auto"))
-    return {"id": run.id, **facts, "read": run.read}
+    read = {name: {k: v for k, v in artifact.items() if k != "files"} for name, artifact in run.read.items()}
+    return {"id": run.id, **facts, "read": read}

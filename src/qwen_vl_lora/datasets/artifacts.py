@@ -19,7 +19,7 @@ from kedro.io import AbstractDataset, AbstractVersionedDataset, DatasetError, Ve
 from kedro.io.core import VersionNotFoundError, parse_dataset_definition
 
 from qwen_vl_lora.exceptions import MissingArtifactError
-from qwen_vl_lora.lineage.storage import replace, sync_folder, sync_tree
+from qwen_vl_lora.lineage.storage import make_folder, replace, sync_folder, sync_tree
 
 
 class AtomicVersionedDataset(AbstractVersionedDataset[Any, Any]):
@@ -51,7 +51,7 @@ class AtomicVersionedDataset(AbstractVersionedDataset[Any, Any]):
             self._write(data, staging / target.name)
             sync_tree(staging)
             if self._version:
-                target.parent.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(target.parent.parent)
                 _publish_version(staging, target.parent)
             else:
                 replace(staging / target.name, target)

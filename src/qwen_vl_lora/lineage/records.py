@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
-from qwen_vl_lora.lineage.run import Artifact, Run
-from qwen_vl_lora.lineage.storage import Lock, sync_tree, write_whole
+from qwen_vl_lora.lineage.run import Artifact, Run, RunInterruptedError
+from qwen_vl_lora.lineage.storage import Lock, make_folder, sync_folder, sync_tree, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -134,10 +134,13 @@ def find_record(project: Path, run: str) -> Record:
     if (Path(run) / RECORD_FILE).is_file():
         return read_record(Path(run))
     folders = sorted((project / REPORTING).glob("*/runs"))
-    records = sorted((r for folder in folders for r in read_records(folder)), key=lambda record: record.id)
-    found = records[-1:] if run == "latest" else [record for record in records if record.id == run]
+    by_recipe = [records for folder in folders if (records := read_records(folder))]
+    if run == "latest":  # in a recipe by sequence; between recipes only the clock can tell
+        found = sorted((records[-1] for records in by_recipe), key=lambda record: record.id)[-1:]
+    else:
+        found = [record for records in by_recipe for record in records if record.id == run]
     if not found:
-        known = ", ".join(record.id for record in records[-5:]) or "none"
+        known = ", ".join(sorted(record.id for records in by_recipe for record in records)[-5:]) or "none"
         raise MissingArtifactError(f"There is no run {run}. The newest: {known}. `qwen-vl-lora runs` lists all.")
     return found[0]
 
@@ -173,18 +176,31 @@ class RecordWriter:
         staging = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}.partial")
         lock = Lock(staging / _LOCK)
         try:
+            make_folder(staging)
             lock.acquire()
             for name, text in {**configuration, RECORD_FILE: self._text("running")}.items():
                 path = staging / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
             sync_tree(staging)
-            staging.rename(self.folder)
+            self._publish(staging)
         except BaseException:
             lock.release()
             shutil.rmtree(staging, ignore_errors=True)
             raise
         self._lock = lock
+
+    def _publish(self, staging: Path) -> None:
+        try:
+            staging.rename(self.folder)
+        except OSError as error:
+            if not self.folder.exists():
+                raise
+            raise RunInterruptedError(
+                f"Run {self.folder.name} is there already: another one began in the same millisecond. Nothing was "
+                "done; give the same command again."
+            ) from error
+        sync_folder(self.folder.parent)
 
     def update(self) -> None:
         """Write what is known so far."""

@@ -36,12 +36,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_whole(path: Path, text: str, *, sync: bool = True) -> None:
-    """Write a text file beside its place and rename it there: a reader sees the old or the new one."""
+    """Write a text file beside its place and rename it there: a reader sees the old or the new one, whole.
+
+    Args:
+        sync: also wait until power loss cannot bring the old one back.
+    """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
-        if sync:
-            sync_file(partial)
+        sync_file(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -49,9 +52,17 @@ def write_whole(path: Path, text: str, *, sync: bool = True) -> None:
         sync_folder(path.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that power loss does not take a new one with what was saved in it."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in reversed(missing):
+        sync_folder(place.parent)
+
+
 def replace(source: Path, target: Path) -> None:
     """Put a file or directory in the place of another, on the same filesystem."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     if not (source.is_dir() and target.exists()):
         source.replace(target)
     elif _exchange(source, target):

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from qwen_vl_lora.exceptions import DeviceError
+from qwen_vl_lora.lineage.storage import write_whole
 from qwen_vl_lora.modeling.chat import EncodedConversation
 from qwen_vl_lora.tuning.collator import ForwardPass, RowCollator, to_device
 from qwen_vl_lora.tuning.rows import plan_passes
@@ -49,7 +50,7 @@ def choose_batch_size(
         return int(note.read_text())
     size = _largest_that_fits(model, conversations, collator, rows, most)
     logger.info("per_device_train_batch_size: auto is %d (an optimizer step holds %d).", size, most)
-    note.write_text(str(size))
+    write_whole(note, str(size))
     return size
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vl_lora.exceptions import MissingArtifactError, TrainingError
+from qwen_vl_lora.lineage.comparison import differing_settings
 from qwen_vl_lora.lineage.run import at_run_end, current_run
 from qwen_vl_lora.lineage.storage import Lock, discard, leftovers, replace, sync_tree, write_whole
 from qwen_vl_lora.modeling.base_model import digest
@@ -133,10 +134,8 @@ def is_first_rank() -> bool:
 
 
 def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """`name: theirs → ours` for every input that is not the same."""
-    ours = json.loads(json.dumps(dict(ours)))
-    names = sorted(set(theirs) | set(ours))
-    return [f"{name}: {theirs.get(name)} → {ours.get(name)}" for name in names if theirs.get(name) != ours.get(name)]
+    """`lora.r: theirs → ours` for every input that is not the same."""
+    return differing_settings(theirs, json.loads(json.dumps(dict(ours))))
 
 
 def find_checkpoint(job: TrainingJob, resume: str) -> Path | None:

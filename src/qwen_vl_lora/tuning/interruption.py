@@ -124,12 +124,20 @@ def train_on(trainer: CaptionTrainer, checkpoint: Path | None) -> None:
     Raises:
         RunInterruptedError: on SIGTERM or Ctrl-C, when a checkpoint is saved.
     """
-    with trainer.interruption:
+    interruption = trainer.interruption
+    with interruption:
         state = None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         if checkpoint is not None and state is not None and Progress.stored_in(state).get("at_end"):
             _load_end(trainer, checkpoint, state)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if interruption.is_asked and not _last_checkpoint(trainer).is_dir():
+                trainer._save_checkpoint(trainer.model, None)
+    interruption.stop_if_asked(trainer.args, trainer.state)  # no step was left that would have
+
+
+def _last_checkpoint(trainer: CaptionTrainer) -> Path:
+    return Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
 
 
 def _load_end(trainer: CaptionTrainer, checkpoint: Path, state: TrainerState) -> None:
@@ -165,6 +173,19 @@ class SaveOnSignal(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.stop_if_asked(args, state)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a signal came."""
+        return self._received is not None
+
+    def stop_if_asked(self, args: TrainingArguments, state: TrainerState) -> None:
+        """End the run where a signal asked for it; the step's checkpoint is saved.
+
+        Raises:
+            RunInterruptedError: saying how to go on.
+        """
         if self._received is not None:
             raise RunInterruptedError(
                 f"Stopped by {self._received.name} after step {state.global_step} of {state.max_steps}. Its checkpoint "

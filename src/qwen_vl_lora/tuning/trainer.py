@@ -196,6 +196,14 @@ class CaptionTrainer(Trainer):
             prune(root, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
+    def _finalize_training(self, *arguments: Any) -> Any:
+        """With a limit of 1 transformers would now remove the newest checkpoint; a kill could not go on from it."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*arguments)
+        finally:
+            self.args.save_total_limit = limit
+
     def _name_best_checkpoint(self, root: Path, written: Path) -> None:
         """The state must name the best checkpoint where it will lie, not where it is being written."""
         best = self.state.best_global_step
