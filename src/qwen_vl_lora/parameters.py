@@ -247,13 +247,17 @@ class ScoringParameters(ParameterGroup):
     )
     bootstrap_samples: PositiveInt = Field(description="resamplings behind the confidence intervals")
     seed: NonNegativeInt = Field(description="seed of the resampling")
+    settings_from: Literal["parameters", "adapter"] = Field(
+        description="parameters refuses an adapter trained with another prompt or picture size; adapter takes its own"
+    )
 
 
 class InferenceParameters(ParameterGroup):
-    """What the inference pipeline captions. Prompt and image size come from the adapter's record."""
+    """What the inference pipeline captions, and whose prompt and picture size it takes."""
 
     images: str | None = Field(description="a folder, a picture, or a CSV with image_path; relative to the project")
     recursive: bool = Field(description="look into the folder's folders too")
+    settings_from: Literal["parameters", "adapter"] = Field(description="as scoring.settings_from")
 
 
 class ExportParameters(ParameterGroup):

@@ -27,7 +27,8 @@ def adapter(tmp_path, base, image_parameters):
     """As this project writes it: weights, configuration and record."""
     add_adapter(base.load_model("float32", "cpu"), LORA, "frozen", seed=0).save_pretrained(tmp_path)
     record = {
-        "base_model": {"fingerprint": base.fingerprint},
+        "base_model": {"fingerprint": base.fingerprint, "name": "data/06_models/tiny"},
+        "vision": "frozen",
         "prompt": PROMPT.model_dump(),
         "image": image_parameters.model_dump(),
     }
@@ -41,19 +42,25 @@ def edit_weights(adapter, change):
 
 
 def test_an_adapter_fits_what_it_was_trained_for(adapter, base, image_parameters):
-    adapter.check_fits(base, PROMPT, image_parameters)
+    adapter.check_base(base)
+    adapter.check_settings(PROMPT, image_parameters, "frozen")
 
 
-def test_every_difference_is_named(adapter, base_path, image_parameters):
-    other = BaseModel("other", base_path("qwen2_5_vl"))
+def test_another_base_is_refused_and_the_right_one_named(adapter, base_path):
+    with pytest.raises(AdapterError, match=r"trained with .*configured .*\(other\).*base_model=data/06_models/tiny"):
+        adapter.check_base(BaseModel("other", base_path("qwen2_5_vl")))
+
+
+def test_every_other_setting_is_named(adapter, image_parameters):
     prompt = PROMPT.model_copy(update={"user": "Another question"})
     image = image_parameters.model_copy(update={"max_pixels": 112 * 112})
-    with pytest.raises(AdapterError, match=r"base model: trained with.*prompt: .*Another question.*image: .*12544"):
-        adapter.check_fits(other, prompt, image)
+    with pytest.raises(AdapterError, match=r"prompt: .*Another question.*image: .*12544.*vision: .*adapted") as refused:
+        adapter.check_settings(prompt, image, "adapted")
+    assert "scoring.settings_from=adapter" in str(refused.value)
 
 
-def test_limits_on_files_may_differ(adapter, base, image_parameters):
-    adapter.check_fits(base, PROMPT, image_parameters.model_copy(update={"max_source_pixels": 5}))
+def test_limits_on_files_may_differ(adapter, image_parameters):
+    adapter.check_settings(PROMPT, image_parameters.model_copy(update={"max_source_pixels": 5}), "frozen")
 
 
 def test_a_missing_record_is_named(tmp_path):

@@ -38,3 +38,25 @@ def test_an_adapter_of_another_base_is_refused(run):
     run("training")
     with pytest.raises(AdapterError, match="base model: trained with"):
         run("evaluation", base="qwen2_5_vl")
+
+
+def test_told_to_an_adapter_is_evaluated_by_its_own_settings(run, newest):
+    run("data_engineering")
+    run("training")
+    run("evaluation")
+    own = newest("07_model_output/tiny/predictions.csv").read_text()
+    other = {"image": {"resized_height": 56, "resized_width": 84}, "prompt": {"user": "What is this?"}}
+    with pytest.raises(
+        AdapterError, match=r"image: trained with .*112.*configured .*84.*scoring.settings_from=adapter"
+    ):
+        run("evaluation", **other)
+    run("evaluation", scoring={"settings_from": "adapter"}, **other)
+    assert newest("07_model_output/tiny/predictions.csv").read_text() == own
+
+
+def test_an_adapter_that_reaches_the_tower_is_not_shown_features_of_the_bare_tower(run):
+    run("data_engineering")
+    run("training", vision="adapted", training_args={"max_steps": 1})
+    with pytest.raises(AdapterError, match="vision: trained with adapted, configured frozen"):
+        run("evaluation")
+    run("evaluation", scoring={"settings_from": "adapter"})

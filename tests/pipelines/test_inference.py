@@ -84,6 +84,14 @@ def test_prompt_and_size_are_those_of_the_adapter_whatever_is_configured(trained
     assert asked[0].count("<|image_pad|>") == 16  # 112x112, as trained; 56x56 would be 4
 
 
+def test_told_to_take_the_parameters_an_adapter_of_other_ones_is_refused(trained, run, folder, newest):
+    told = {"images": str(folder / "a.jpg"), "settings_from": "parameters"}
+    with pytest.raises(AdapterError, match=rf"prompt: trained with .*{TRAINED_PROMPT[:-1]}.*configured .*Describe"):
+        run("inference", inference=told)
+    run("inference", inference=told, prompt={"user": TRAINED_PROMPT})
+    assert len(read(newest("07_model_output/tiny/captions.csv"))) == 1
+
+
 def test_a_killed_run_goes_on_where_it_stopped(trained, run, newest, folder, project, monkeypatch):
     written = []
     write_captions = inference.write_captions

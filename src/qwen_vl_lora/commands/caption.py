@@ -61,15 +61,15 @@ def _keep_stdout_for_captions() -> None:
 def _load_captioner(catalog: Any, parameters: Parameters, *, with_adapter: bool, prompt: str | None) -> Captioner:
     from transformers.utils import logging as transformers_logging
 
-    from qwen_vl_lora.scoring.inference import Captioner, CaptionSettings
+    from qwen_vl_lora.scoring.inference import Captioner
+    from qwen_vl_lora.scoring.settings import CaptionSettings
 
     transformers_logging.disable_progress_bar()
     base_model = catalog["base_model"].load()
     adapter = catalog["adapter"].load() if with_adapter else None
+    settings = CaptionSettings.of_parameters(parameters)
     if adapter is not None:
-        settings = CaptionSettings.of_adapter(adapter, parameters.image, parameters.generation, parameters.device)
-    else:
-        settings = CaptionSettings.of_parameters(parameters)
+        settings = settings.as_trained(adapter)
     return Captioner(base_model, adapter, settings if prompt is None else settings.asking(prompt))
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RECORD_FILE = "adapter_record.json"
+PICTURE_SIZE = ("resized_height", "resized_width", "min_pixels", "max_pixels")
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -46,20 +47,36 @@ class Adapter:
                 "Use an adapter that this project trained."
             ) from error
 
-    def check_fits(self, base_model: BaseModel, prompt: PromptParameters, image: ImageParameters) -> None:
-        """Refuse an adapter that was trained on another base, prompt or image size than the configured.
+    @property
+    def picture_size(self) -> dict[str, int | None]:
+        """The part of the `image` block that says how large pictures were in training."""
+        return {name: self.record["image"][name] for name in PICTURE_SIZE}
+
+    def check_base(self, base_model: BaseModel) -> None:
+        """Refuse another base than the one that the adapter was trained on.
+
+        Raises:
+            AdapterError: with both fingerprints and the name of the right base.
+        """
+        trained = self.record["base_model"]
+        if trained["fingerprint"] != base_model.fingerprint:
+            name = trained.get("name", "the base that it was trained on")
+            raise AdapterError(
+                f"Adapter {self.path} does not fit the base model: trained with {trained['fingerprint']} ({name}), "
+                f"configured {base_model.fingerprint} ({base_model.name}). On another base it means nothing: "
+                f'--params "base_model={name}", or pin the adapter version that fits: --load-versions "adapter:…".'
+            )
+
+    def check_settings(self, prompt: PromptParameters, image: ImageParameters, vision: str) -> None:
+        """Refuse another prompt, picture size or tower than those of the training. Limits on files may differ.
 
         Raises:
             AdapterError: naming every difference: record against configuration.
         """
-        sizes = {"resized_height", "resized_width", "min_pixels", "max_pixels"}
         pairs = {
-            "base model": (self.record["base_model"]["fingerprint"], base_model.fingerprint),
             "prompt": (self.record["prompt"], prompt.model_dump()),
-            "image": (
-                {name: self.record["image"][name] for name in sorted(sizes)},
-                {name: image.model_dump()[name] for name in sorted(sizes)},
-            ),
+            "image": (self.picture_size, image.model_dump(include=set(PICTURE_SIZE))),
+            "vision": (self.record["vision"], vision),
         }
         differences = [
             f"{name}: trained with {theirs}, configured {ours}"
@@ -69,7 +86,8 @@ class Adapter:
         if differences:
             raise AdapterError(
                 f"Adapter {self.path} does not fit the configuration. {'; '.join(differences)}. "
-                "Set the parameters to what it was trained with, or pin the adapter version that fits: "
+                "Set the parameters to what it was trained with; or take its own: scoring.settings_from=adapter in "
+                "evaluation, inference.settings_from=adapter in inference; or pin the adapter version that fits: "
                 '--load-versions "adapter:…".'
             )
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
 from qwen_vl_lora.exceptions import DataFormatError
-from qwen_vl_lora.features.inputs import choose_pictures
+from qwen_vl_lora.features.inputs import PictureInputs, PixelPictures, StoredPictures, choose_pictures
 from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.modeling.adapter import Adapter
 from qwen_vl_lora.modeling.base_model import BaseModel
 from qwen_vl_lora.modeling.chat import ChatEncoder
 from qwen_vl_lora.modeling.devices import choose_device
 from qwen_vl_lora.modeling.pictures import PictureSizer
-from qwen_vl_lora.parameters import GenerationParameters, ImageParameters, PromptParameters
 from qwen_vl_lora.samples.conversations import Conversation, Message, Part, TextPart, parse_conversation
 from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.scoring.generation import write_captions
+from qwen_vl_lora.scoring.settings import CaptionSettings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,25 +58,13 @@ def group_questions(conversations: Sequence[Conversation]) -> list[Question]:
     return [Question(first[asked], tuple(answers[asked])) for asked in answers]
 
 
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """The blocks of parameters.yml that captioning reads."""
-
-    prompt: PromptParameters
-    image: ImageParameters
-    generation: GenerationParameters
-    vision: Literal["frozen", "adapted"]
-    dtype: str
-    device: str
-
-
 def compare_captions(
     base_model: BaseModel,
     adapter: Adapter,
     images: ImageStore,
     store: FeatureStore,
     records: Sequence[dict[str, Any]],
-    settings: EvaluationSettings,
+    settings: CaptionSettings,
 ) -> pd.DataFrame:
     """Captions before and after for held-out conversations.
 
@@ -83,21 +74,39 @@ def compare_captions(
         One row for each question: `image_id,image_path,prompt,references,base_caption,tuned_caption`.
 
     Raises:
-        AdapterError: if the adapter was trained on another base, prompt or image size.
+        AdapterError: if the adapter was trained on another base.
     """
-    adapter.check_fits(base_model, settings.prompt, settings.image)
+    adapter.check_base(base_model)
     questions = group_questions([parse_conversation(record) for record in records])
     processor = base_model.load_processor()
     sizer = PictureSizer.for_processor(processor, settings.image)
     encoder = ChatEncoder(processor, sizer, images)
     prompts = [encoder.encode_prompt(question.conversation) for question in questions]
-    pictures = choose_pictures(settings.vision, base_model, store, images, settings.dtype, processor, sizer)
+    pictures = _pictures(questions, base_model, images, store, settings, processor, sizer)
     model = adapter.attach(base_model.load_model(settings.dtype, choose_device(settings.device)))
 
     tuned = write_captions(model, processor, prompts, pictures, settings.generation, "tuned captions")
     with model.disable_adapter():
         base = write_captions(model, processor, prompts, pictures, settings.generation, "base captions")
     return _table(questions, images, base, tuned)
+
+
+def _pictures(
+    questions: Sequence[Question],
+    base_model: BaseModel,
+    images: ImageStore,
+    store: FeatureStore,
+    settings: CaptionSettings,
+    processor: Any,
+    sizer: PictureSizer,
+) -> PictureInputs:
+    """Stored features, or pixels where none are stored at the size that the adapter was trained at."""
+    chosen = choose_pictures(settings.vision, base_model, store, images, settings.dtype, processor, sizer)
+    shown = [images.by_path(path).sha256 for question in questions for path in question.conversation.image_paths]
+    if isinstance(chosen, StoredPictures) and chosen.features.missing(shown):
+        logger.info("No features are stored for the adapter's picture size; its captions are written from pixels.")
+        return PixelPictures(images, processor, sizer)
+    return chosen
 
 
 def _table(

@@ -1,8 +1,7 @@
 """Captions for pictures that belong to no data run: a folder, a table or a single file of the user's.
 
-Prompt, image size and generation settings are those that the adapter was trained with. A picture
-that cannot be used gets its reason in place of a caption. What was captioned is noted as it comes,
-so a killed run goes on where it stopped.
+A picture that cannot be used gets its reason in place of a caption. What was captioned is noted as it
+comes, so a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -13,86 +12,29 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pandas as pd
 
 from qwen_vl_lora.features.inputs import PixelPictures
-from qwen_vl_lora.modeling.adapter import Adapter
+from qwen_vl_lora.modeling.adapter import PICTURE_SIZE, Adapter
 from qwen_vl_lora.modeling.base_model import BaseModel, digest
 from qwen_vl_lora.modeling.chat import ChatEncoder
 from qwen_vl_lora.modeling.devices import choose_device
 from qwen_vl_lora.modeling.fingerprints import files_sha256
 from qwen_vl_lora.modeling.pictures import PictureSizer
-from qwen_vl_lora.parameters import (
-    GenerationParameters,
-    ImageParameters,
-    Parameters,
-    PromptParameters,
-    TrainingParameters,
-)
 from qwen_vl_lora.samples.conversations import Conversation, ImagePart, Message, TextPart
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
 from qwen_vl_lora.samples.named_pictures import Gathered
 from qwen_vl_lora.scoring.generation import write_captions
+from qwen_vl_lora.scoring.settings import CaptionSettings
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("image_path", "caption", "reason")
-IMAGE_SIZES = ("resized_height", "resized_width", "min_pixels", "max_pixels")
 _BATCHES_PER_NOTE = 4
 """Batches between two notes of what is done: a killed run repeats at most these."""
-
-
-@dataclass(frozen=True)
-class CaptionSettings:
-    """How pictures are asked about, and where the model runs."""
-
-    prompt: PromptParameters
-    image: ImageParameters
-    generation: GenerationParameters
-    dtype: str
-    device: str
-
-    @classmethod
-    def of_adapter(
-        cls, adapter: Adapter, image: ImageParameters, generation: GenerationParameters, device: str
-    ) -> Self:
-        """The adapter's own settings; only what its training did not fix comes from the configuration.
-
-        Args:
-            image: limits on files; its size is replaced by the adapter's.
-            generation: its batch_size, which changes no caption.
-        """
-        record = adapter.record
-        sizes = {name: record["image"][name] for name in IMAGE_SIZES}
-        return cls(
-            prompt=PromptParameters.model_validate(record["prompt"]),
-            image=ImageParameters.model_validate({**image.model_dump(), **sizes}),
-            generation=GenerationParameters.model_validate(
-                {**record["generation"], "batch_size": generation.batch_size}
-            ),
-            dtype=TrainingParameters.model_validate(record["training_args"]).dtype,
-            device=device,
-        )
-
-    @classmethod
-    def of_parameters(cls, parameters: Parameters) -> Self:
-        """The configured settings, for a base model without an adapter."""
-        return cls(
-            prompt=parameters.prompt,
-            image=parameters.image,
-            generation=parameters.generation,
-            dtype=parameters.training_args.dtype,
-            device=parameters.device,
-        )
-
-    def asking(self, user: str) -> Self:
-        """The same with another question."""
-        prompt = PromptParameters.model_validate({**self.prompt.model_dump(), "user": user})
-        return replace(self, prompt=prompt)
 
 
 class Captioner:
@@ -104,12 +46,7 @@ class Captioner:
 
     def __init__(self, base_model: BaseModel, adapter: Adapter | None, settings: CaptionSettings) -> None:
         if adapter is not None:
-            record = adapter.record
-            adapter.check_fits(
-                base_model,
-                PromptParameters.model_validate(record["prompt"]),
-                ImageParameters.model_validate(record["image"]),
-            )
+            adapter.check_base(base_model)
         self.settings = settings
         self._base_model = base_model
         self._adapter = adapter
@@ -146,7 +83,7 @@ class Captioner:
                 "base_model": self._base_model.fingerprint,
                 "adapter": None if self._adapter is None else files_sha256(_weights_and_config(self._adapter)),
                 "prompt": settings.prompt.model_dump(),
-                "image": settings.image.model_dump(include=set(IMAGE_SIZES)),
+                "image": settings.image.model_dump(include=set(PICTURE_SIZE)),
                 "generation": settings.generation.model_dump(exclude={"batch_size"}),
                 "dtype": settings.dtype,
                 "device": choose_device(settings.device).type,

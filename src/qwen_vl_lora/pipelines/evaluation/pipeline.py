@@ -26,6 +26,7 @@ def create_pipeline() -> Pipeline:
                     "params:training_args",
                     "params:vision",
                     "params:device",
+                    "params:scoring",
                 ],
                 outputs="predictions",
                 tags=["compute"],

@@ -9,7 +9,7 @@ from typing import Any
 from qwen_vl_lora.modeling.adapter import Adapter
 from qwen_vl_lora.modeling.base_model import BaseModel
 from qwen_vl_lora.modeling.devices import choose_device
-from qwen_vl_lora.parameters import ExportParameters, ImageParameters, PromptParameters
+from qwen_vl_lora.parameters import ExportParameters, ImageParameters
 from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.workspace import Workspace
 
@@ -31,7 +31,7 @@ def merge_adapter(
 
     record = adapter.record
     image = ImageParameters.model_validate(record["image"])
-    adapter.check_fits(base_model, PromptParameters.model_validate(record["prompt"]), image)
+    adapter.check_base(base_model)
     probe = LogitsProbe.on(base_model, images, test_conversations, image)
     directory = workspace.folder("export") / "merged_model"
     check = merging.merge_adapter(base_model, adapter, directory, export, choose_device(device), probe)

@@ -10,7 +10,13 @@ from PIL import Image
 from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.modeling.adapter import Adapter
 from qwen_vl_lora.modeling.base_model import BaseModel
-from qwen_vl_lora.parameters import GenerationParameters, ImageParameters, InferenceParameters
+from qwen_vl_lora.parameters import (
+    GenerationParameters,
+    ImageParameters,
+    InferenceParameters,
+    PromptParameters,
+    TrainingParameters,
+)
 from qwen_vl_lora.pipelines.tables import Table
 from qwen_vl_lora.samples.named_pictures import gather_pictures
 from qwen_vl_lora.samples.statistics import draw_sheet
@@ -22,20 +28,25 @@ def caption_pictures(
     adapter: Adapter,
     workspace: Workspace,
     inference: InferenceParameters,
+    prompt: PromptParameters,
     image: ImageParameters,
     generation: GenerationParameters,
+    training_args: TrainingParameters,
+    vision: str,
     device: str,
 ) -> tuple[Table, Image.Image]:
-    """Caption the pictures that `inference.images` names, as the adapter was trained to be asked."""
+    """Caption the pictures that `inference.images` names."""
     if inference.images is None:
         raise ParameterError(
             "inference.images names no pictures. Give a folder, a picture, or a CSV with the column image_path: "
             'kedro run --pipeline inference --params "inference.images=path/to/folder".'
         )
     gathered = gather_pictures([Path(inference.images)], image, recursive=inference.recursive)
-    from qwen_vl_lora.scoring.inference import Captioner, CaptionNotes, CaptionSettings, caption_gathered
+    from qwen_vl_lora.scoring.inference import Captioner, CaptionNotes, caption_gathered
+    from qwen_vl_lora.scoring.settings import CaptionSettings
 
-    captioner = Captioner(base_model, adapter, CaptionSettings.of_adapter(adapter, image, generation, device))
+    configured = CaptionSettings(prompt, image, generation, vision, training_args.dtype, device)  # type: ignore[arg-type]
+    captioner = Captioner(base_model, adapter, configured.for_adapter(adapter, inference.settings_from))
     notes = CaptionNotes(workspace.folder("inference") / f"{captioner.key}.jsonl")
     captions = caption_gathered(captioner, gathered, notes)
     return captions, draw_sheet({name: notes.captions[name] for name in gathered.usable}, gathered.images)
