@@ -73,6 +73,8 @@ def _other_fault(number: int, where: str) -> MachineError | None:
                 "must be on one filesystem, because artifacts appear by one rename: link data/ as a whole, not a "
                 f"folder in it. {_WHOLE}"
             )
+        case errno.ENAMETOOLONG:
+            return MachineError(f"A name is longer than the filesystem takes{where}. Shorten it. {_WHOLE}")
         case errno.EIO:
             return MachineError(
                 f"The disk could not read or write{where}: {os.strerror(number)}. See `dmesg`. {_WHOLE}"

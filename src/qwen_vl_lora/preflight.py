@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,5 +90,6 @@ def _fault(row: SourceSample | Rejection) -> str | None:
     if isinstance(row, Rejection):
         return f"row {row.row}: {row.reason}: {row.detail}"
     files = [image for image in row.images if isinstance(image, Path) and address_of_path(str(image)) is None]
-    lost = [file for file in files if not file.is_file()]
+    # Not Path.is_file, which raises for a name that is too long: the row is bad, not the run.
+    lost = [file for file in files if not os.path.isfile(file)]  # noqa: PTH113
     return f"row {row.row}: missing_image: {lost[0]} is not there" if lost else None

@@ -89,6 +89,7 @@ def test_texts_of_other_libraries_are_understood(text, words):
         (errno.EMFILE, "Too many files are open"),
         (errno.EXDEV, "on one filesystem"),
         (errno.EIO, "could not read or write"),
+        (errno.ENAMETOOLONG, "longer than the filesystem takes"),
     ],
 )
 def test_every_fault_says_that_nothing_half_written_is_visible(number, words):

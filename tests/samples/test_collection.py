@@ -132,7 +132,7 @@ def test_a_share_above_the_limit_stops_with_counts_and_examples(tmp_path):
     message = str(error.value)
     assert "2 of 3 rows of `captioned_images` are bad (66.7%); quarantine.max_share allows 50.0%" in message
     assert "not_an_image 1, empty_file 1" in message
-    assert "row 2 (picture 2): not_an_image: The bytes are no image" in message
+    assert "row 2 (picture 2): not_an_image: The bytes are no image of a known format" in message
     assert not DataFolders.of(workspace_folder(tmp_path)).images.exists()
 
 

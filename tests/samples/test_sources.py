@@ -99,13 +99,13 @@ def test_a_cell_of_a_million_characters_is_one_row(tmp_path):
     ("message", "content"),
     [
         (r"needs the column caption exactly once; its first line has: image_path, text", "image_path,text\na.jpg,x\n"),
-        (r"needs the column image_path and the column caption", "image_path;caption\na.jpg;x\n"),
+        (r"needs the column image_path and the column caption", "image_path|caption\na.jpg|x\n"),
         (r"needs the column caption exactly once", "image_path,caption,caption\na,b,c\n"),
         (r"line 3: unexpected end of data.*never closed", 'image_path,caption\na.jpg,"A dog\nb.jpg,A cat\n'),
         (r"is empty", ""),
         (r"is empty", "\ufeff \n"),
         (r"is UTF-16", "image_path,caption\n".encode("utf-16")),
-        (r"needs the column", jpeg()),
+        (r"is no UTF-8 text: it begins with '.xff.xd8", jpeg()),
     ],
 )
 def test_a_csv_that_cannot_be_read_as_a_whole_stops(tmp_path, message, content):

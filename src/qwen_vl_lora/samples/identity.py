@@ -46,10 +46,14 @@ def check_id(image_id: str) -> None:
         raise RowError("bad_encoding", f"The id {printable(image_id)} is not UTF-8. Save the source as UTF-8.")
     if not image_id.strip() or len(image_id) > MAX_ID_CHARACTERS:
         raise RowError("bad_id", f"The id has {len(image_id)} characters; 1 to {MAX_ID_CHARACTERS} are allowed.")
-    if "/" in image_id or "\\" in image_id or not image_id.isprintable() or find_special_token(image_id):
+    slash = next((character for character in image_id if character in "/\\"), None)
+    unseen = next((f"U+{ord(character):04X}" for character in image_id if not character.isprintable()), None)
+    fault = slash or unseen or find_special_token(image_id)
+    if fault:
         raise RowError(
             "bad_id",
-            f"The id {printable(image_id)!r} holds a slash, a control character or a token of the chat format.",
+            f"The id {printable(image_id)!r} holds {fault}; slashes, invisible characters and tokens of the chat "
+            "format are not allowed. Where the path became the id, give ids of your own.",
         )
 
 

@@ -55,7 +55,16 @@ _SIGNATURES = (
     (b"8BPS", "PSD"),
     (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
     (b"\x00\x00\x01\x00", "ICO"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
+    (b"qoif", "QOI"),
+    (b"DDS ", "DDS"),
+    (b"icns", "ICNS"),
+    (b"\x1aE\xdf\xa3", "a video (Matroska)"),
+    *((b"P%d" % kind + blank, "a portable anymap") for kind in range(1, 8) for blank in (b"\n", b" ", b"\r", b"\t")),
 )
+
+_STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif", b"avis", b"hevc", b"msf1")
 
 _TURNS_BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -159,7 +168,7 @@ def _check_header(data: bytes, limits: ImageParameters) -> None:
     found = _signature(data)
     if found is None:
         start = ascii(data[:16].decode("latin-1"))
-        raise RowError("not_an_image", f"The bytes are no image; they begin with {start}.")
+        raise RowError("not_an_image", f"The bytes are no image of a known format; they begin with {start}.")
     if found not in FORMATS:
         raise RowError("unsupported_format", f"The image is {found}; allowed are {', '.join(FORMATS)}.")
     size = _declared_size(data, found)
@@ -173,8 +182,10 @@ def _signature(data: bytes) -> str | None:
             return name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        return "a video (AVI)"
     if data[4:8] == b"ftyp":
-        return "HEIC or AVIF"
+        return "HEIC or AVIF" if data[8:12] in _STILL_BRANDS else "a video (MP4 or MOV)"
     if b"<svg" in data[:1024].lower():
         return "SVG"
     return None

@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import threading
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -258,13 +259,23 @@ def read_allowed_file(path: str, allowed_roots: Sequence[str]) -> bytes:
     except RowError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise RowError("missing_image", "There is no such file.") from error
+        raise RowError("missing_image", f"There is no such file.{_look_alike(path)}") from error
     except ValueError as error:  # a NUL in the name
         raise RowError("missing_image", f"There can be no such file: {error}.") from error
     except OSError as error:
         if error.errno in _NOT_THE_FILES_FAULT:
             raise
         raise RowError("unreadable_file", f"The file cannot be read: {error.strerror}.") from error
+
+
+def _look_alike(path: str) -> str:
+    """What may have been meant: paths written on Windows, and names that macOS writes in another Unicode form."""
+    forms = (path.replace("\\", "/"), unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path))
+    meant = next((form for form in forms if form != path and os.access(form, os.R_OK)), None)
+    if meant is None:
+        return ""
+    how = "with slashes" if meant == forms[0] else "in another Unicode form"
+    return f" There is one that is written {how}: {meant.encode('unicode_escape').decode()}."
 
 
 def _read_regular_file(path: str) -> bytes:

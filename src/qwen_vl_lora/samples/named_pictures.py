@@ -6,7 +6,6 @@ list with its reason. Knows nothing of captions.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +20,10 @@ from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
 from qwen_vl_lora.samples.looks import stack_looks
 from qwen_vl_lora.samples.records import RowError
 from qwen_vl_lora.samples.references import resolve_reference
+from qwen_vl_lora.samples.tables import read_table, require_text
 
-_READ = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp")
-_REFUSED = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".svg", ".ico", ".psd")
+_READ = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp")
+_REFUSED = (".tif", ".tiff", ".dng", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".ico", ".psd", ".ppm", ".qoi")
 PICTURE_SUFFIXES = frozenset((*_READ, *_REFUSED))
 """What counts as a picture in a folder. Forms that are not read get a reason: leaving them out would look like loss."""
 
@@ -107,15 +107,14 @@ def _find_pictures(
         for path in sorted(place.rglob("*") if recursive else place.iterdir()):
             if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
                 yield path.as_posix(), path, own_root
-    elif place.suffix.lower() in (".csv", ".tsv"):
+    elif place.suffix.lower() in (".csv", ".tsv") and place.is_file():
         folder = place.absolute().parent
         allowed = (Path.cwd(), folder, *(Path.cwd() / Path(root).expanduser() for root in image.allowed_roots))
         roots = tuple(dict.fromkeys(os.path.realpath(root) for root in allowed))
-        for reference in _read_references(place):
-            try:
-                yield reference, resolve_reference(reference, folder), roots
-            except RowError as fault:
-                yield reference, fault, roots
+        with place.open("rb") as opened:
+            require_text(opened, place)
+            for _, record in read_table(opened, place, ("image_path",)):
+                yield *_picture_of(record, folder), roots
     elif place.exists():
         yield place.as_posix(), place, (str(Path(os.path.realpath(place)).parent),)
     else:
@@ -125,22 +124,14 @@ def _find_pictures(
         )
 
 
-def _read_references(table: Path) -> Iterator[str]:
+def _picture_of(record: dict[str, str] | RowError, folder: Path) -> tuple[str, bytes | Path | RowError]:
+    if isinstance(record, RowError):
+        return "", record
+    reference = record["image_path"].strip()
     try:
-        with table.open(encoding="utf-8-sig", newline="") as lines:
-            rows = csv.DictReader(lines, delimiter="\t" if table.suffix.lower() == ".tsv" else ",")
-            header = [name.strip() for name in rows.fieldnames or ()]
-            if "image_path" not in header:
-                raise DataFormatError(
-                    f"{table} needs the column image_path; its first line has: {', '.join(header) or 'nothing'}."
-                )
-            rows.fieldnames = header
-            for row in rows:
-                yield (row["image_path"] or "").strip()
-    except FileNotFoundError as error:
-        raise MissingArtifactError(f"The table {table} is not there. Check the path.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataFormatError(f"{table} cannot be read: {error}. Save it as CSV in UTF-8.") from error
+        return reference, resolve_reference(reference, folder)
+    except RowError as fault:
+        return reference, fault
 
 
 class _Checked:

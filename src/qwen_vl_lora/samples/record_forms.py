@@ -31,6 +31,9 @@ _ROLES: dict[str, Role] = {
 _PLACE = re.compile(f"{re.escape(MARKER_START)}(.*?){re.escape(MARKER_END)}|{re.escape(IMAGE_SLOT)}", re.DOTALL)
 """Where an image goes: a marker around its path, or a slot for the next of the record's images."""
 
+_OTHERS_PLACE = re.compile(r"<img>.*?</img>", re.DOTALL)
+"""Of the first Qwen-VL: as plain text the question would lose its picture without a word."""
+
 _QWEN_PAD = "<|image_pad|>"
 
 
@@ -115,6 +118,11 @@ def _read_item(item: Any, role: Role, named: Iterator[str], references: list[str
 def _read_text(text: str, role: Role, named: Iterator[str], references: list[str]) -> str:
     if role != "user" or "<" not in text:
         return text
+    if _OTHERS_PLACE.search(text):
+        raise RowError(
+            "placeholder_mismatch",
+            f"The text holds <img>…</img>, which is another program's form. Write {IMAGE_SLOT}, the picture beside.",
+        )
 
     def to_slot(place: re.Match[str]) -> str:
         path = place.group(1)

@@ -32,7 +32,7 @@ Reason = Literal[
     "no_answer",  # no assistant turn at all
     "placeholder_mismatch",  # another number of image slots than of images
     # Its texts.
-    "empty_caption",  # an answer that is empty, blank, control characters only, or NaN
+    "empty_caption",  # an answer that shows nothing: empty, blank, invisible characters only, or NaN
     "empty_prompt",  # a user turn with neither text nor image, or an empty system turn
     "caption_too_long",  # a turn above `texts.MAX_TEXT_CHARACTERS`
     "special_token",  # a token of the chat format inside a text

@@ -7,7 +7,6 @@ a `SourceSample` or a `Rejection` for every row. What makes a whole file unreada
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Iterator
@@ -19,12 +18,10 @@ from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.hub.addresses import replace_address, replace_addresses
 from qwen_vl_lora.samples.conversations import MARKER_END, MARKER_START
 from qwen_vl_lora.samples.record_forms import read_record
-from qwen_vl_lora.samples.records import Reason, Rejection, RowError, SourceSample, Turn
+from qwen_vl_lora.samples.records import Rejection, RowError, SourceSample, Turn
 from qwen_vl_lora.samples.references import id_from_reference, resolve_reference
+from qwen_vl_lora.samples.tables import read_table, require_text
 from qwen_vl_lora.samples.texts import printable
-
-MAX_CELL_CHARACTERS = 64 * 2**20
-"""Above it reading stops: Python's own limit, 131,072, would stop at a cell that is merely too long to train on."""
 
 FORMS = (
     "CSV with the columns image_path and caption, the tutorials' JSON, LLaVA or ShareGPT JSON, "
@@ -38,8 +35,8 @@ _MARKED = re.compile(f"{re.escape(MARKER_START)}(.*?){re.escape(MARKER_END)}", r
 class CaptionsFile:
     """One file of captions: CSV or JSON of several forms, recognised by content and not by its name.
 
-    CSV: columns `image_path` and `caption`, optionally `image_id`; other columns are ignored. JSON
-    (a list) and JSON Lines: see `record_forms`. Paths are relative to the file.
+    CSV: columns `image_path` and `caption`, optionally `image_id`; other columns are ignored; see `tables`.
+    JSON (a list) and JSON Lines: see `record_forms`. Paths are relative to the file.
 
     Attributes:
         read_addresses: take https addresses as images too, as the paths that stand for them; without
@@ -73,22 +70,8 @@ class CaptionsFile:
                 yield from self._rows_of_table(opened)
 
     def _rows_of_table(self, opened: IO[bytes]) -> Iterator[SourceSample | Rejection]:
-        csv.field_size_limit(MAX_CELL_CHARACTERS)
-        # Bytes that are not UTF-8 become lone surrogates, which reject their own row instead of the whole file.
-        lines = (line.decode("utf-8", errors="surrogateescape") for line in opened)
-        table = csv.reader(lines, strict=True)
-        try:
-            header = _check_header(next(table, []), self.file)
-            row = 0
-            for cells in table:
-                if cells:  # a blank line is no row
-                    row += 1
-                    yield self._read_cells(row, cells, header)
-        except csv.Error as error:
-            raise DataFormatError(
-                f"{self.file}, line {table.line_num}: {error}. Quote cells as CSV demands, as pandas' to_csv does; "
-                "a quote that is never closed swallows the rest of the file."
-            ) from error
+        for row, record in read_table(opened, self.file, ("image_path", "caption")):
+            yield self._read_cells(row, record)
 
     def _rows_of_list(self, records: Any) -> Iterator[SourceSample | Rejection]:
         for row, record in enumerate(records, start=1):
@@ -110,12 +93,9 @@ class CaptionsFile:
                     _refuse_coco(record, self.file)
                 yield self._read_json_row(row, record)
 
-    def _read_cells(self, row: int, cells: list[str], header: list[str]) -> SourceSample | Rejection:
-        if len(cells) != len(header):
-            reason: Reason = "missing_key" if len(cells) < len(header) else "malformed_row"
-            detail = f"The row has {len(cells)} cells, the header {len(header)}. Quote texts that hold a comma."
-            return Rejection(row, "", reason, detail)
-        record = dict(zip(header, cells, strict=True))
+    def _read_cells(self, row: int, record: dict[str, str] | RowError) -> SourceSample | Rejection:
+        if isinstance(record, RowError):
+            return Rejection(row, "", record.reason, record.detail)
         reference, folder = record["image_path"].strip(), self.folders[0]
         image_id = record.get("image_id", "").strip() or id_from_reference(reference, folder)
         try:
@@ -203,12 +183,9 @@ def require_file(file: Path, what: str) -> None:
 
 
 def _first_character(opened: IO[bytes], file: Path) -> str:
-    """The first character that is no blank, after a byte order mark."""
-    start = opened.read(4096)
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataFormatError(f"{file} is UTF-16. Save it as UTF-8.")
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not text and len(start) < 4096:
+    """The first character that is no blank."""
+    text = require_text(opened, file).lstrip()
+    if not text and not opened.read(1):
         raise DataFormatError(f"{file} is empty; required is {FORMS}.")
     return chr(text[0]) if text else ""
 
@@ -220,18 +197,6 @@ def _parse_whole(opened: IO[bytes], file: Path) -> Any:
         raise DataFormatError(f"{file} is not UTF-8 at byte {error.start}. Save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:
         raise DataFormatError(f"{file} is no valid JSON: {error}. It may be cut short; export it again.") from error
-
-
-def _check_header(cells: list[str], file: Path) -> list[str]:
-    header = [cell.removeprefix("\ufeff").strip() for cell in cells]
-    missing = [column for column in ("image_path", "caption") if header.count(column) != 1]
-    if missing:
-        found = ", ".join(printable(name, 50) for name in header[:20])
-        raise DataFormatError(
-            f"{file} needs the column {' and the column '.join(missing)} exactly once; its first line has: {found}. "
-            "The first line names the columns, separated by commas."
-        )
-    return header
 
 
 def _refuse_coco(record: Any, file: Path) -> None:

@@ -18,6 +18,7 @@ _SPECIAL_TOKEN = re.compile(r"<\|[^|<>\s]{1,64}\|>")
 
 _FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 _KEPT_CONTROLS = "\t\n\r"
+_BLANK_SYMBOLS = "\u115f\u1160\u2800\u3164\uffa0"  # fillers of Hangul and the empty cell of Braille: shown as nothing
 
 
 def clean_text(text: str, collapse_whitespace: bool) -> str:
@@ -40,6 +41,16 @@ def clean_text(text: str, collapse_whitespace: bool) -> str:
     if token is not None:
         raise RowError("special_token", f"The text holds {token}, which the chat format uses for itself.")
     return text
+
+
+def says_something(text: str) -> bool:
+    """Whether a text holds anything that is seen: not only blanks, joiners, direction marks and fillers."""
+    return any(
+        # Letters, numbers, punctuation, symbols; and what people's own fonts draw.
+        (unicodedata.category(character)[0] in "LNPS" or unicodedata.category(character) == "Co")
+        and character not in _BLANK_SYMBOLS
+        for character in text
+    )
 
 
 def find_special_token(text: str) -> str | None:

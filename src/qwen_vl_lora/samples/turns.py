@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from qwen_vl_lora.samples.records import IMAGE_SLOT, Role, RowError, Turn
-from qwen_vl_lora.samples.texts import clean_text, printable
+from qwen_vl_lora.samples.texts import clean_text, printable, says_something
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -68,8 +68,8 @@ def _drop_bare_image(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
 
 def _clean_turn(turn: Turn, collapse_whitespace: bool) -> Turn:
     text = clean_text(turn.text, collapse_whitespace)
-    if turn.role == "assistant" and (not text.strip() or text.strip().casefold() == "nan"):
+    if turn.role == "assistant" and (not says_something(text) or text.strip().casefold() == "nan"):
         raise RowError("empty_caption", f"The answer is {printable(repr(turn.text))}: nothing to learn.")
-    if turn.role != "assistant" and not text.strip():
+    if turn.role != "assistant" and not says_something(text):
         raise RowError("empty_prompt", f"The {turn.role} turn is empty.")
     return Turn(turn.role, text)
