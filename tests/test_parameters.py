@@ -46,6 +46,11 @@ def changed(tree, key, value):
         ("image.resized_height", None, "resized_height and resized_width, or min_pixels"),
         ("split.validation_images", 0, "eval_strategy is `epoch` but split.validation_images is 0"),
         ("device", "gpu", "device: .*'auto', 'cpu' or 'cuda'"),
+        ("device", "mps", "device: `mps` is not supported: .*Apple's GPUs.*Give cuda"),
+        ("device", "npu:1", "device: `npu:1` is not supported: .*Ascend"),
+        ("device", "cuda:1", "device: `cuda:1` names one GPU; .*CUDA_VISIBLE_DEVICES=1"),
+        ("attention", "flash_attention_2", "flash_attention_2`, which takes no mask .* set rows: separate"),
+        ("quantization", "int4", "quantization: .*'nf4' or 'int8'"),
         ("prompt.usr", "x", "prompt.usr: unknown key; nearest: user"),
     ],
 )

@@ -11,7 +11,7 @@ from kedro.framework.cli.project import run as kedro_run
 from qwen_vl_lora.console import show_messages_for_expected_errors
 from qwen_vl_lora.exceptions import ParameterError
 
-COMMANDS = ("caption", "features", "prune", "runs", "verify")
+COMMANDS = ("caption", "features", "plan", "prune", "runs", "verify")
 """Names of the modules in `commands/`; each has a click command of its own name."""
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TextIO, cast
@@ -51,6 +52,15 @@ def show_messages_for_expected_errors() -> None:
     sys.stdout = cast(TextIO, _Output(sys.stdout))
     # The failing node's whole message would stand twice.
     logging.getLogger("kedro.pipeline.node").addFilter(lambda record: "failed with error" not in record.getMessage())
+
+
+def keep_stdout_for_results() -> None:
+    """Kedro logs to stdout, which in a command is for what it gives: `qwen-vl-lora caption *.jpg > captions.txt`."""
+    warnings.filterwarnings("ignore", message=".*register_new_resolver", category=UserWarning)
+    for handler in logging.getLogger().handlers:
+        console = getattr(handler, "console", None)
+        if console is not None:
+            console.stderr = True
 
 
 class _Output:

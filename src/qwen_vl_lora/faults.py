@@ -57,6 +57,11 @@ def machine_fault(error: BaseException) -> MachineError | None:
     return _other_fault(number, where)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether main memory or a GPU's is used up."""
+    return _errno(error) == errno.ENOMEM
+
+
 def _other_fault(number: int, where: str) -> MachineError | None:
     match number:
         case errno.EPIPE:

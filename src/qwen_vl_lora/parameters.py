@@ -25,6 +25,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -225,6 +226,12 @@ class TrainingParameters(LibraryGroup):
         """Precision of the frozen weights and of stored image features."""
         return "bfloat16" if self.bf16 else "float16" if self.fp16 else "float32"
 
+    @property
+    def captions_per_step(self) -> int:
+        """Captions of one optimizer step on one device."""
+        size = self.per_device_train_batch_size
+        return (1 if size == "auto" else size) * self.gradient_accumulation_steps
+
     def to_training_arguments(self) -> dict[str, Any]:
         """Keyword arguments for TrainingArguments, without those that the project carries out itself."""
         ours = {"early_stopping_patience", "per_device_train_batch_size", "gradient_checkpointing"}
@@ -267,6 +274,17 @@ class ExportParameters(ParameterGroup):
     max_shard_size: str = Field(description="of one safetensors file, in transformers' notation")
 
 
+_OTHER_ACCELERATORS = {
+    "mps": "Apple's GPUs",
+    "xpu": "Intel's GPUs",
+    "npu": "Ascend's accelerators",
+    "hpu": "Gaudi's accelerators",
+    "mlu": "Cambricon's accelerators",
+    "musa": "Moore Threads' GPUs",
+    "tpu": "TPUs",
+}
+
+
 class Parameters(ParameterGroup):
     """The whole tree of parameters.yml."""
 
@@ -282,6 +300,9 @@ class Parameters(ParameterGroup):
     rows: Literal["shared", "separate"]
     resume: str = Field(min_length=1, description="auto, never, or the path of a checkpoint")
     device: Literal["auto", "cpu", "cuda"]
+    attention: Literal["sdpa", "flash_attention_2"]
+    quantization: Literal["nf4", "int8"] | None = Field(description="bits of the language model's frozen weights")
+    init_adapter: str | None = Field(min_length=1, description="path or version of an adapter to go on from")
     generation: GenerationParameters
     scoring: ScoringParameters
     inference: InferenceParameters
@@ -290,6 +311,35 @@ class Parameters(ParameterGroup):
     recipe: str | None = Field(default=None, description="name of the data folders; from --params only")
     base_model: str | None = Field(default=None, description="path or hub id; from --params only")
     captions_file: str | None = Field(default=None, description="the user's own table or JSON; from --params only")
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _other_accelerators_are_refused_by_name(cls, device: Any) -> Any:
+        kind, _, number = str(device).partition(":")
+        if kind == "cuda" and number.isdigit():
+            raise ValueError(f"`{device}` names one GPU; give cuda, and choose it with CUDA_VISIBLE_DEVICES={number}")
+        if kind in _OTHER_ACCELERATORS:
+            raise ValueError(
+                f"`{device}` is not supported: exact resume, stored features and memory figures were never checked on "
+                f"{_OTHER_ACCELERATORS[kind]}. Give cuda (NVIDIA, or AMD with a ROCm build of torch) or cpu"
+            )
+        return device
+
+    @model_validator(mode="after")
+    def _attention_can_do_what_is_asked(self) -> Self:
+        if self.attention == "sdpa":
+            return self
+        if self.rows == "shared":
+            raise ValueError(
+                "attention is `flash_attention_2`, which takes no mask that keeps the answers of a shared row apart; "
+                "set rows: separate, or attention: sdpa"
+            )
+        if self.device == "cpu" or self.training_args.dtype == "float32":
+            raise ValueError(
+                "attention is `flash_attention_2`, which computes on a GPU in half precision only; set "
+                "training_args.bf16: true and device: cuda, or attention: sdpa"
+            )
+        return self
 
     @model_validator(mode="after")
     def _validation_has_images(self) -> Self:

@@ -11,6 +11,9 @@ from kedro.pipeline import Pipeline
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.hub.addresses import address_of_path
+from qwen_vl_lora.modeling.devices import check_attention, choose_device
+from qwen_vl_lora.modeling.parent import find_parent
+from qwen_vl_lora.modeling.quantization import check_quantization
 from qwen_vl_lora.parameters import CaptionsParameters, QuarantineParameters
 from qwen_vl_lora.samples.records import FileSource, Rejection, SourceSample
 
@@ -29,10 +32,18 @@ def check_run(pipeline: Pipeline, catalog: CatalogProtocol) -> None:
             _check_input(name, catalog.get(name))
     if SOURCE in inputs:
         _check_source(catalog)
-    if pipeline.only_nodes_with_tags("compute").nodes and catalog["params:device"].load() == "cuda":
-        from qwen_vl_lora.modeling.devices import choose_device
+    if pipeline.only_nodes_with_tags("compute").nodes:
+        _check_computing(catalog)
+    parent = catalog["params:init_adapter"].load() if "params:init_adapter" in inputs else None
+    if parent is not None:
+        find_parent(parent, catalog["workspace"].load().path)
 
+
+def _check_computing(catalog: CatalogProtocol) -> None:
+    if catalog["params:device"].load() == "cuda":
         choose_device("cuda")
+    check_attention(catalog["params:attention"].load())
+    check_quantization(catalog["params:quantization"].load())
 
 
 def _check_input(name: str, dataset: Any) -> None:

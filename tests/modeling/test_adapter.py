@@ -43,7 +43,7 @@ def edit_weights(adapter, change):
 
 def test_an_adapter_fits_what_it_was_trained_for(adapter, base, image_parameters):
     adapter.check_base(base)
-    adapter.check_settings(PROMPT, image_parameters, "frozen")
+    adapter.check_settings(PROMPT, image_parameters, "frozen", None)
 
 
 def test_another_base_is_refused_and_the_right_one_named(adapter, base_path):
@@ -54,13 +54,15 @@ def test_another_base_is_refused_and_the_right_one_named(adapter, base_path):
 def test_every_other_setting_is_named(adapter, image_parameters):
     prompt = PROMPT.model_copy(update={"user": "Another question"})
     image = image_parameters.model_copy(update={"max_pixels": 112 * 112})
-    with pytest.raises(AdapterError, match=r"prompt: .*Another question.*image: .*12544.*vision: .*adapted") as refused:
-        adapter.check_settings(prompt, image, "adapted")
+    with pytest.raises(
+        AdapterError, match=r"prompt: .*Another question.*image: .*12544.*vision: .*adapted.*quantization: .*nf4"
+    ) as refused:
+        adapter.check_settings(prompt, image, "adapted", "nf4")
     assert "scoring.settings_from=adapter" in str(refused.value)
 
 
 def test_limits_on_files_may_differ(adapter, image_parameters):
-    adapter.check_settings(PROMPT, image_parameters.model_copy(update={"max_source_pixels": 5}), "frozen")
+    adapter.check_settings(PROMPT, image_parameters.model_copy(update={"max_source_pixels": 5}), "frozen", None)
 
 
 def test_a_missing_record_is_named(tmp_path):

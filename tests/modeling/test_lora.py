@@ -43,6 +43,21 @@ def test_an_adapted_tower_is_reached_on_2_5_as_the_tutorials_reach_it(base_path)
     assert sum(".visual." in name for name in adapted_modules(model)) == 2 * 3
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapted_tower_is_what_plain_peft_makes_of_the_tutorials_list(base_path, family):
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    base = BaseModel("tiny", base_path(family))
+    tutorial = LoraConfig(task_type=TaskType.CAUSAL_LM, target_modules=TARGETS, r=4, lora_alpha=8, lora_dropout=0.0)
+    theirs = get_peft_model(base.load_model("float32", "cpu"), tutorial)
+    ours = add_adapter(base.load_model("float32", "cpu"), lora(), "adapted", 0)
+    shapes = [
+        {name: value.shape for name, value in model.named_parameters() if value.requires_grad}
+        for model in (theirs, ours)
+    ]
+    assert shapes[0] == shapes[1]
+
+
 def test_the_seed_decides_the_initial_weights(base_path):
     def first_weight(seed):
         model = BaseModel("tiny", base_path("qwen2_vl")).load_model("float32", "cpu")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from kedro.framework.cli.utils import _split_params
+
+from qwen_vl_lora.console import keep_stdout_for_results
 
 if TYPE_CHECKING:
     from qwen_vl_lora.parameters import Parameters
@@ -32,7 +32,7 @@ def caption(
     Prompt and image size are those of the adapter's record; with `--adapter none` the base model
     answers alone, by the configured ones.
     """
-    _keep_stdout_for_captions()
+    keep_stdout_for_results()
     from kedro.framework.session import KedroSession
 
     from qwen_vl_lora.parameters import validate_parameters
@@ -47,15 +47,6 @@ def caption(
         catalog = context._get_catalog(load_versions=versions)
         captioner = _load_captioner(catalog, parameters, with_adapter=adapter != NO_ADAPTER, prompt=prompt)
     _write(captioner, gathered)
-
-
-def _keep_stdout_for_captions() -> None:
-    """Kedro logs to stdout, which here is for captions: `qwen-vl-lora caption *.jpg > captions.txt`."""
-    warnings.filterwarnings("ignore", message=".*register_new_resolver", category=UserWarning)
-    for handler in logging.getLogger().handlers:
-        console = getattr(handler, "console", None)
-        if console is not None:
-            console.stderr = True
 
 
 def _load_captioner(catalog: Any, parameters: Parameters, *, with_adapter: bool, prompt: str | None) -> Captioner:

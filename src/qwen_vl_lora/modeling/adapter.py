@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RECORD_FILE = "adapter_record.json"
 PICTURE_SIZE = ("resized_height", "resized_width", "min_pixels", "max_pixels")
 _CONFIG = "adapter_config.json"
-_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,16 @@ class Adapter:
                 f'--params "base_model={name}", or pin the adapter version that fits: --load-versions "adapter:…".'
             )
 
-    def check_settings(self, prompt: PromptParameters, image: ImageParameters, vision: str) -> None:
-        """Refuse another prompt, picture size or tower than those of the training. Limits on files may differ.
+    @property
+    def quantization(self) -> str | None:
+        """Bits of the base in training."""
+        name: str | None = self.record.get("quantization")
+        return name
+
+    def check_settings(
+        self, prompt: PromptParameters, image: ImageParameters, vision: str, quantization: str | None
+    ) -> None:
+        """Refuse another prompt, picture size, tower or quantization than in training. Limits on files may differ.
 
         Raises:
             AdapterError: naming every difference: record against configuration.
@@ -77,6 +85,7 @@ class Adapter:
             "prompt": (self.record["prompt"], prompt.model_dump()),
             "image": (self.picture_size, image.model_dump(include=set(PICTURE_SIZE))),
             "vision": (self.record["vision"], vision),
+            "quantization": (self.quantization, quantization),
         }
         differences = [
             f"{name}: trained with {theirs}, configured {ours}"
@@ -123,11 +132,11 @@ class Adapter:
             AdapterError: if the weights are no safetensors, a file is a link that leads outside, or the
                 configuration is of another kind than LoRA or names code.
         """
-        if not (self.path / _WEIGHTS).is_file():
+        if not (self.path / WEIGHTS_FILE).is_file():
             raise AdapterError(
-                f"Adapter {self.path} lacks {_WEIGHTS}; adapters stored as pickles can run code and are refused."
+                f"Adapter {self.path} lacks {WEIGHTS_FILE}; adapters stored as pickles can run code and are refused."
             )
-        for name in (_CONFIG, _WEIGHTS, RECORD_FILE):
+        for name in (_CONFIG, WEIGHTS_FILE, RECORD_FILE):
             place = (self.path / name).resolve()
             if place.parent != self.path.resolve():
                 raise AdapterError(f"Adapter {self.path}: {name} leads outside, to {place}. Copy the file itself here.")

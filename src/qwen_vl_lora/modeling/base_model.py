@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_vl_lora.exceptions import BaseModelError, MissingArtifactError
+from qwen_vl_lora.modeling.devices import check_attention
 from qwen_vl_lora.modeling.fingerprints import VISION_TENSOR, files_sha256, stored_tensors, vision_sha256
+from qwen_vl_lora.modeling.quantization import check_quantization, check_what_is_quantized, quantization_config
 
 if TYPE_CHECKING:
     import torch
@@ -185,26 +187,47 @@ class BaseModel:
             )
         return processor
 
-    def load_model(self, dtype: str, device: torch.device | str, **arguments: Any) -> PreTrainedModel:
+    def load_model(
+        self,
+        dtype: str,
+        device: torch.device | str,
+        *,
+        quantization: str | None = None,
+        attention: str = "sdpa",
+    ) -> PreTrainedModel:
         """The whole model in evaluation mode, on one device, nothing trainable.
 
         Args:
             dtype: `bfloat16`, `float16` or `float32`.
             device: where to put it.
-            **arguments: passed to `from_pretrained`.
+            quantization: `nf4` or `int8` for the language model's frozen weights.
+            attention: of the language model, by transformers' name; the tower's is SDPA, as in `load_vision_tower`.
+
+        Raises:
+            DeviceError: if what `quantization` or `attention` needs is not installed.
         """
         import torch
         from transformers import AutoModelForImageTextToText
 
+        check_quantization(quantization)
+        check_attention(attention)
+        quantized: dict[str, Any] = {}
+        if quantization is not None:  # such weights are made where they stay
+            quantized = {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
         model = AutoModelForImageTextToText.from_pretrained(
             self.path,
             dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            **{"attn_implementation": "sdpa", **arguments},
+            attn_implementation=attention if attention == "sdpa" else {"": "sdpa", "text_config": attention},
+            **quantized,
         )
-        return model.to(device).eval().requires_grad_(False)
+        if quantization is not None:
+            check_what_is_quantized(model)
+        else:
+            model = model.to(device)
+        return model.eval().requires_grad_(False)
 
     def load_vision_tower(self, dtype: str, device: torch.device | str) -> PreTrainedModel:
         """The vision tower alone, so that encoding never holds the language model in memory."""

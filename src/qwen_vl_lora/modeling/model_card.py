@@ -26,7 +26,7 @@ def model_card(base_model: BaseModel, record: Mapping[str, Any], metrics: Mappin
         f"## Metrics\n\n{_metrics(metrics)}",
         f"## Training data\n\n{_data(record)}",
         f"## Settings\n\n```json\n{_settings(record)}\n```",
-        f"## Merging\n\n{_merging(check)}",
+        f"## Merging\n\n{_merging(check, record.get('quantization'))}",
         f"## Licences\n\n{_licences(base_model)}",
     ]
     return "\n\n".join(sections) + "\n"
@@ -107,8 +107,12 @@ def _settings(record: Mapping[str, Any]) -> str:
     return json.dumps({name: record[name] for name in names}, indent=2, ensure_ascii=False)
 
 
-def _merging(check: MergeCheck) -> str:
+def _merging(check: MergeCheck, quantization: str | None) -> str:
+    trained = (
+        f"The adapter was trained on {quantization} weights and merged into the full ones. " if quantization else ""
+    )
     return (
+        f"{trained}"
         f"Stored as {check.dtype}. On held-out conversations its logits differ from those of base + adapter by "
         f"{check.error:.2e} (root mean square, relative; at most {check.tolerance:.0e} is accepted), and from those "
         f"of the base by {check.effect:.2e}."

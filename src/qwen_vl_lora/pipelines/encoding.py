@@ -6,7 +6,7 @@ from kedro.pipeline import Node
 
 from qwen_vl_lora.features.store import FeatureStore, StagedShards
 from qwen_vl_lora.modeling.base_model import BaseModel
-from qwen_vl_lora.modeling.devices import choose_device
+from qwen_vl_lora.modeling.devices import choose_device, usable_dtype
 from qwen_vl_lora.parameters import ImageParameters, TrainingParameters
 from qwen_vl_lora.pipelines.described import described_node
 from qwen_vl_lora.samples.image_store import ImageStore
@@ -27,12 +27,13 @@ def encode_images(
         return StagedShards(key=None, paths=())
     from qwen_vl_lora.features.encoding import encode_pictures
 
+    chosen = choose_device(device)
     return encode_pictures(
         images=images,
         base_model=base_model,
         image=image,
-        dtype=training_args.dtype,
-        device=choose_device(device),
+        dtype=usable_dtype(training_args.dtype, chosen),
+        device=chosen,
         store=FeatureStore(workspace.feature_store),
         staging=workspace.folder("features"),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -16,7 +16,7 @@ from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.modeling.adapter import Adapter
 from qwen_vl_lora.modeling.base_model import BaseModel
 from qwen_vl_lora.modeling.chat import ChatEncoder
-from qwen_vl_lora.modeling.devices import choose_device
+from qwen_vl_lora.modeling.devices import choose_device, usable_dtype
 from qwen_vl_lora.modeling.pictures import PictureSizer
 from qwen_vl_lora.samples.conversations import Conversation, Message, Part, TextPart, parse_conversation
 from qwen_vl_lora.samples.image_store import ImageStore
@@ -82,8 +82,10 @@ def compare_captions(
     sizer = PictureSizer.for_processor(processor, settings.image)
     encoder = ChatEncoder(processor, sizer, images)
     prompts = [encoder.encode_prompt(question.conversation) for question in questions]
+    device = choose_device(settings.device)
+    settings = replace(settings, dtype=usable_dtype(settings.dtype, device))
     pictures = _pictures(questions, base_model, images, store, settings, processor, sizer)
-    model = adapter.attach(base_model.load_model(settings.dtype, choose_device(settings.device)))
+    model = adapter.attach(base_model.load_model(settings.dtype, device, quantization=settings.quantization))
 
     tuned = write_captions(model, processor, prompts, pictures, settings.generation, "tuned captions")
     with model.disable_adapter():

@@ -21,7 +21,7 @@ from qwen_vl_lora.features.inputs import PixelPictures
 from qwen_vl_lora.modeling.adapter import PICTURE_SIZE, Adapter
 from qwen_vl_lora.modeling.base_model import BaseModel, digest
 from qwen_vl_lora.modeling.chat import ChatEncoder
-from qwen_vl_lora.modeling.devices import choose_device
+from qwen_vl_lora.modeling.devices import choose_device, usable_dtype
 from qwen_vl_lora.modeling.fingerprints import files_sha256
 from qwen_vl_lora.modeling.pictures import PictureSizer
 from qwen_vl_lora.samples.conversations import Conversation, ImagePart, Message, TextPart
@@ -53,7 +53,9 @@ class Captioner:
 
     @functools.cached_property
     def _model(self) -> Any:
-        model = self._base_model.load_model(self.settings.dtype, choose_device(self.settings.device))
+        device = choose_device(self.settings.device)
+        dtype = usable_dtype(self.settings.dtype, device)
+        model = self._base_model.load_model(dtype, device, quantization=self.settings.quantization)
         return model if self._adapter is None else self._adapter.attach(model)
 
     @functools.cached_property
@@ -86,6 +88,7 @@ class Captioner:
                 "image": settings.image.model_dump(include=set(PICTURE_SIZE)),
                 "generation": settings.generation.model_dump(exclude={"batch_size"}),
                 "dtype": settings.dtype,
+                "quantization": settings.quantization,
                 "device": choose_device(settings.device).type,
                 "packages": [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "transformers")],
             }

@@ -25,6 +25,7 @@ class CaptionSettings:
     vision: Literal["frozen", "adapted"]
     dtype: str
     device: str
+    quantization: str | None
 
     @classmethod
     def of_parameters(cls, parameters: Parameters) -> Self:
@@ -36,6 +37,7 @@ class CaptionSettings:
             vision=parameters.vision,
             dtype=parameters.training_args.dtype,
             device=parameters.device,
+            quantization=parameters.quantization,
         )
 
     def for_adapter(self, adapter: Adapter, settings_from: Literal["parameters", "adapter"]) -> Self:
@@ -49,7 +51,7 @@ class CaptionSettings:
         """
         if settings_from == "adapter":
             return self.as_trained(adapter)
-        adapter.check_settings(self.prompt, self.image, self.vision)
+        adapter.check_settings(self.prompt, self.image, self.vision, self.quantization)
         return self
 
     def as_trained(self, adapter: Adapter) -> Self:
@@ -63,6 +65,7 @@ class CaptionSettings:
             generation=GenerationParameters.model_validate(generation),
             vision=record["vision"],
             dtype=TrainingParameters.model_validate(record["training_args"]).dtype,
+            quantization=adapter.quantization,
         )
 
     def asking(self, user: str) -> Self:

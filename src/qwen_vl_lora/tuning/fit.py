@@ -8,7 +8,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from qwen_vl_lora.features.inputs import choose_pictures
 from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.modeling.base_model import BaseModel, digest
 from qwen_vl_lora.modeling.chat import ChatEncoder, EncodedConversation, part_by_length
-from qwen_vl_lora.modeling.devices import choose_device
+from qwen_vl_lora.modeling.devices import choose_device, usable_precision
 from qwen_vl_lora.modeling.lora import add_adapter, check_vision_is_untouched, trainable_parameters
+from qwen_vl_lora.modeling.parent import ParentAdapter, find_parent
 from qwen_vl_lora.modeling.pictures import PictureSizer
 from qwen_vl_lora.samples.conversations import parse_conversation, row_of
 from qwen_vl_lora.samples.image_store import ImageStore
@@ -98,7 +99,11 @@ def fit_adapter(
         DeviceError: if the device is not there.
     """
     device = choose_device(settings.device)
-    job = TrainingJob(job_inputs(base_model, data, settings), workspace / "training")
+    settings = replace(settings, training_args=usable_precision(settings.training_args, device))
+    parent = find_parent(settings.init_adapter, workspace)
+    if parent is not None:
+        parent.check_continues(base_model, settings.lora, settings.vision)
+    job = TrainingJob(job_inputs(base_model, data, settings, parent), workspace / "training")
     job.open()
     checkpoint = find_checkpoint(job, settings.resume)
     processor = base_model.load_processor()
@@ -109,10 +114,7 @@ def fit_adapter(
 
     dtype = settings.training_args.dtype
     pictures = choose_pictures(settings.vision, base_model, data.store, data.images, dtype, processor, sizer)
-    model = base_model.load_model(dtype, device)
-    model = add_adapter(model, settings.lora, settings.vision, settings.training_args.seed)
-    if settings.training_args.gradient_checkpointing:
-        checkpoint_activations(model, settings.vision)
+    model = _load_trainable(base_model, parent, settings, device)
     collator = RowCollator(pictures, processor.tokenizer.pad_token_id, sizer.merge_size)
     size = _batch_size(model, train, collator, settings, job)
     trainer = build_trainer(model, train, validation, collator, settings, size, job.folder)
@@ -129,17 +131,35 @@ def fit_adapter(
         **_summary(trainer, log, train),
         "trainable_parameters": trainable_parameters(model),
         "device": str(device),
+        "dtype": dtype,
         "resumed_from": checkpoint.name if checkpoint else None,
         "left_out_too_long": len(data.train) - len(train),
     }
-    record = {**adapter_record(base_model, data, settings), "training": summary}
+    record = {**adapter_record(base_model, data, settings, parent), "training": summary}
     directory = stage_adapter(model, job.folder / "adapter", record)
     job.close()
     left_out = reject_too_long([*long_train, *long_validation], settings.max_length, data.images)
     return FittedAdapter(directory, log, summary, preview_batch(first, processor), left_out)
 
 
-def job_inputs(base_model: BaseModel, data: TrainingData, settings: TrainingSettings) -> Record:
+def _load_trainable(
+    base_model: BaseModel, parent: ParentAdapter | None, settings: TrainingSettings, device: torch.device
+) -> Any:
+    """The base with a fresh adapter around it, or with the weights of the one to go on from."""
+    model = base_model.load_model(
+        settings.training_args.dtype, device, quantization=settings.quantization, attention=settings.attention
+    )
+    model = add_adapter(model, settings.lora, settings.vision, settings.training_args.seed)
+    if parent is not None:
+        parent.load_into(model)
+    if settings.training_args.gradient_checkpointing:
+        checkpoint_activations(model, settings.vision)
+    return model
+
+
+def job_inputs(
+    base_model: BaseModel, data: TrainingData, settings: TrainingSettings, parent: ParentAdapter | None
+) -> Record:
     """Everything that decides the adapter's bits: an unfinished run resumes only where all of it is equal."""
     return {
         "base_model": base_model.fingerprint,
@@ -152,6 +172,9 @@ def job_inputs(base_model: BaseModel, data: TrainingData, settings: TrainingSett
         "vision": settings.vision,
         "rows": settings.rows,
         "device": settings.device,
+        "attention": settings.attention,
+        "quantization": settings.quantization,
+        "init_adapter": parent.sha256 if parent else None,
         "threads": torch.get_num_threads(),
         "packages": {
             name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")
@@ -337,7 +360,9 @@ def stage_adapter(model: Any, directory: Path, record: Record) -> Path:
     return directory
 
 
-def adapter_record(base_model: BaseModel, data: TrainingData, settings: TrainingSettings) -> Record:
+def adapter_record(
+    base_model: BaseModel, data: TrainingData, settings: TrainingSettings, parent: ParentAdapter | None
+) -> Record:
     """What made this adapter, and how it wants to be asked."""
     return {
         "base_model": {
@@ -352,8 +377,11 @@ def adapter_record(base_model: BaseModel, data: TrainingData, settings: Training
         "max_length": settings.max_length,
         "vision": settings.vision,
         "rows": settings.rows,
+        "attention": settings.attention,
+        "quantization": settings.quantization,
         "lora": settings.lora.model_dump(),
         "training_args": settings.training_args.model_dump(),
+        "parent": parent.describe() if parent else None,
         "data": {
             "train_conversations": {"sha256": digest(list(data.train)), "samples": len(data.train)},
             "validation_conversations": {"sha256": digest(list(data.validation)), "samples": len(data.validation)},

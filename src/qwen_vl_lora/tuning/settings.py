@@ -31,4 +31,7 @@ class TrainingSettings:
     rows: Literal["shared", "separate"]
     resume: str
     device: str
+    attention: str
+    quantization: str | None
+    init_adapter: str | None
     generation: GenerationParameters

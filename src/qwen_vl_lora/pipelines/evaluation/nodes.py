@@ -30,13 +30,15 @@ def generate_captions(
     training_args: TrainingParameters,
     vision: str,
     device: str,
+    quantization: str | None,
     scoring: ScoringParameters,
 ) -> Table:
     """Caption the held-out pictures with the base and the tuned model, everything else equal."""
     from qwen_vl_lora.scoring.comparison import compare_captions
     from qwen_vl_lora.scoring.settings import CaptionSettings
 
-    configured = CaptionSettings(prompt, image, generation, vision, training_args.dtype, device)  # type: ignore[arg-type]
+    dtype = training_args.dtype
+    configured = CaptionSettings(prompt, image, generation, vision, dtype, device, quantization)  # type: ignore[arg-type]
     settings = configured.for_adapter(adapter, scoring.settings_from)
     return compare_captions(base_model, adapter, images, image_features, test_conversations, settings)
 

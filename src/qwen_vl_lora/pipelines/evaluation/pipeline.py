@@ -26,6 +26,7 @@ def create_pipeline() -> Pipeline:
                     "params:training_args",
                     "params:vision",
                     "params:device",
+                    "params:quantization",
                     "params:scoring",
                 ],
                 outputs="predictions",

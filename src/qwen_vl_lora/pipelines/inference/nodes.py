@@ -34,6 +34,7 @@ def caption_pictures(
     training_args: TrainingParameters,
     vision: str,
     device: str,
+    quantization: str | None,
 ) -> tuple[Table, Image.Image]:
     """Caption the pictures that `inference.images` names."""
     if inference.images is None:
@@ -45,7 +46,8 @@ def caption_pictures(
     from qwen_vl_lora.scoring.inference import Captioner, CaptionNotes, caption_gathered
     from qwen_vl_lora.scoring.settings import CaptionSettings
 
-    configured = CaptionSettings(prompt, image, generation, vision, training_args.dtype, device)  # type: ignore[arg-type]
+    dtype = training_args.dtype
+    configured = CaptionSettings(prompt, image, generation, vision, dtype, device, quantization)  # type: ignore[arg-type]
     captioner = Captioner(base_model, adapter, configured.for_adapter(adapter, inference.settings_from))
     notes = CaptionNotes(workspace.folder("inference") / f"{captioner.key}.jsonl")
     captions = caption_gathered(captioner, gathered, notes)

@@ -25,6 +25,7 @@ def create_pipeline() -> Pipeline:
                     "params:training_args",
                     "params:vision",
                     "params:device",
+                    "params:quantization",
                 ],
                 outputs=["captions", "caption_sheet"],
                 tags=["compute"],

@@ -38,6 +38,9 @@ def train_adapter(
     rows: str,
     resume: str,
     device: str,
+    attention: str,
+    quantization: str | None,
+    init_adapter: str | None,
     generation: GenerationParameters,
 ) -> tuple[Path, Table, dict[str, Any], dict[str, Any], Table]:
     """Fit a LoRA adapter on the training split."""
@@ -57,6 +60,9 @@ def train_adapter(
         rows=rows,  # type: ignore[arg-type]
         resume=resume,
         device=device,
+        attention=attention,
+        quantization=quantization,
+        init_adapter=init_adapter,
         generation=generation,
     )
     fitted = fit_adapter(base_model, data, settings, workspace.path)

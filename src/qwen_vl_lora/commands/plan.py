@@ -1,0 +1,155 @@
+"""`qwen-vl-lora plan`: what a training will take, in seconds and without a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+from kedro.framework.cli.utils import _split_params
+
+from qwen_vl_lora.console import keep_stdout_for_results
+from qwen_vl_lora.faults import shown_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from qwen_vl_lora.tuning.plan import Plan, Spread
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:gi?b)?", re.IGNORECASE)
+
+
+class GpuMemory(click.ParamType):
+    """Bytes of `24GB`; cards are sold by powers of two, whatever their unit is called."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is no size; write 24GB", param, ctx)
+        return round(float(match[1]) * 2**30)
+
+
+@click.command()
+@click.option("--env", "-e", default=None, help="Recipe (a folder of conf/), as in `kedro run --env`.")
+@click.option("--params", default="", callback=_split_params, help="As in `kedro run --params`.")
+@click.option("--gpu-memory", type=GpuMemory(), metavar="24GB", help="Say what will not fit in this.")
+@click.option("--samples-per-second", type=click.FloatRange(min=0, min_open=True), help="Throughput to plan time with.")
+@click.option("--from-source", is_flag=True, help="Read the source again, even where data_engineering has run.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, sizes in bytes.")
+def plan(
+    env: str | None,
+    params: dict[str, Any],
+    gpu_memory: int | None,
+    samples_per_second: float | None,
+    from_source: bool,
+    as_json: bool,
+) -> None:
+    """Show what a training will take: samples, steps, tokens, disk, GPU memory and time.
+
+    Nothing is downloaded, computed on a GPU or written. Data are those of the newest data_engineering
+    run, else the source itself; time needs a throughput, stated or measured by an earlier training.
+    """
+    keep_stdout_for_results()
+    from kedro.framework.session import KedroSession
+
+    from qwen_vl_lora.parameters import validate_parameters
+    from qwen_vl_lora.planning import find_base, find_data, find_speed
+    from qwen_vl_lora.tuning.plan import make_plan
+
+    with KedroSession.create(env=env, runtime_params=params) as session:
+        assert isinstance(session, KedroSession)
+        context = session.load_context()
+        parameters = validate_parameters(dict(context.params))
+        data = find_data(context, parameters, from_source=from_source)
+        speed = find_speed(context.catalog, samples_per_second)
+        made = make_plan(find_base(context.catalog), data, parameters, gpu_memory, speed)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(made), indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(_facts_table(made), _memory_table(made))
+    for line in _remarks(made):
+        console.print(f"• {line}", highlight=False)
+
+
+def _facts_table(made: Plan) -> Table:
+    from rich.table import Table
+
+    about = " (estimated: the tokenizer is not here)" if made.tokens_are_estimated else ""
+    samples = made.samples
+    rows = [
+        ("base model", f"{made.base}, {'on this machine' if made.base_is_here else 'not here yet'}"),
+        ("to download", shown_bytes(made.download) if made.download else "nothing for the base"),
+        ("data", made.data),
+        ("samples", f"{samples['train']} train, {samples['validation']} validation, {samples['test']} test"),
+        ("rejected rows", str(made.rejected_rows)),
+        ("pictures", str(made.pictures)),
+        ("optimizer steps", f"{made.steps}, of {made.samples_per_step} samples"),
+        ("tokens of a sample", f"{_spread(made.tokens)}{about}"),
+        ("longer than max_length", f"{len(made.too_long)}{_some(made.too_long)}"),
+        ("image tokens of a picture", _spread(made.image_tokens) if made.image_tokens else "no pictures"),
+        ("features on disk", shown_bytes(made.features)),
+        ("trainable parameters", f"{made.trainable_parameters:,}"),
+        ("training time", _time(made)),
+    ]
+    table = Table("plan", "", title_justify="left", show_header=False)
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _memory_table(made: Plan) -> Table:
+    from rich.table import Table
+
+    limit = f" of {shown_bytes(made.gpu_memory)}" if made.gpu_memory else ""
+    table = Table(title=f"GPU memory by captions of one forward pass, {made.dtype}, estimated", title_justify="left")
+    for heading in ("captions", "tokens", "allocated", f"needed{limit}", ""):
+        table.add_column(heading, justify="right" if heading else "left")
+    for need in made.memory:
+        verdict = {True: "fits", False: "does not fit", None: ""}[need.fits]
+        mark = " ← configured" if need.is_configured else ""
+        cells = [str(need.batch_size), str(need.tokens), shown_bytes(need.allocated), shown_bytes(need.needed)]
+        table.add_row(*cells, f"{verdict}{mark}")
+    return table
+
+
+def _remarks(made: Plan) -> list[str]:
+    lines = []
+    if made.stops_on_too_long:
+        lines.append(
+            "Too many samples are longer than max_length: training would stop. Raise it, or lower the image size."
+        )
+    if made.changes:
+        assert made.gpu_memory is not None
+        lines.append(f"The configured training does not fit in {shown_bytes(made.gpu_memory)}. What needs less:")
+        for change in made.changes:
+            verdict = "fits" if change.bytes <= made.gpu_memory else "does not fit"
+            lines.append(f"  {change.setting}: {shown_bytes(change.bytes)}, {verdict}")
+    return [*lines, *made.notes]
+
+
+def _spread(spread: Spread) -> str:
+    if spread.min == spread.max:
+        return str(spread.max)
+    return f"min {spread.min}, median {spread.median}, p95 {spread.p95}, max {spread.max}"
+
+
+def _some(ids: list[str]) -> str:
+    return f": {', '.join(ids[:5])}{' …' if len(ids) > 5 else ''}" if ids else ""
+
+
+def _time(made: Plan) -> str:
+    if made.seconds is None or made.speed is None:
+        return "unknown: give --samples-per-second, or train once"
+    minutes = made.seconds / 60
+    shown = (
+        f"{made.seconds:.0f} s" if minutes < 3 else f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.1f} h"
+    )
+    speed = f"{made.speed.samples_per_second:g} samples/s ({made.speed.source})"
+    return f"{shown} at {speed}; encoding and evaluation not in it"
