@@ -32,6 +32,9 @@ def fit(base_path, images, tmp_path):
         rows="separate",
         resume="auto",
         device="cpu",
+        attention="sdpa",
+        quantization=None,
+        init_adapter=None,
         generation=parameters.generation,
     )
     records = [captioned(f"identity_{number}", entry.path, "a star") for number, entry in enumerate(images, 1)]
