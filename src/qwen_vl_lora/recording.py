@@ -167,13 +167,14 @@ class RunRecorder:
         return described
 
     def _describe_features(self, data: Any) -> Artifact:
-        """Which shards hold the features; how pictures are spread over them says nothing of the features."""
+        """Which shards of which keys hold the features; how pictures are spread over them says nothing of them."""
         key = data.key.digest if isinstance(data, StagedShards) and data.key is not None else None
         store: Any = self._catalog.get("image_features")
         root = store.load().root
         shards = sorted(root.glob(f"{key or '*'}/*.safetensors")) if key or not isinstance(data, StagedShards) else []
         files = {f"{shard.parent.name}/{shard.name}": shard.stem for shard in shards}
-        described = {"version": None, "path": relative(root, self._root), "key": key}
+        keys = sorted({shard.parent.name for shard in shards})
+        described = {"version": None, "path": relative(root, self._root), "keys": keys}
         return {**described, "sha256": digest(files), "content_sha256": None, "files": files}
 
     def _describe_source(self, dataset: Any) -> Artifact:

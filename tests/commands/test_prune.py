@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from qwen_vl_lora.cli import cli
+from qwen_vl_lora.exceptions import MissingArtifactError
 from qwen_vl_lora.lineage.records import runs_folder
 from qwen_vl_lora.lineage.storage import Lock
 
@@ -51,6 +52,21 @@ def test_it_shows_first_and_removes_when_told(old_version):
 def test_a_named_run_keeps_its_versions(old_version):
     assert "0 removals" in prune("--yes", "--keep-run", "r1")
     assert old_version.exists()
+
+
+def test_a_run_to_keep_that_does_not_exist_is_an_error_and_nothing_goes(old_version):
+    with pytest.raises(MissingArtifactError, match="There is no run r9. The newest: r1, r2"):
+        prune("--yes", "--keep-run", "r9")
+    assert old_version.exists()
+
+
+def test_a_recipe_without_records_is_an_error_and_nothing_goes(old_version, tmp_path):
+    features = tmp_path / "data/04_feature/other/image_features/0123"
+    features.mkdir(parents=True)
+    (features / "key.json").write_text("{}")
+    with pytest.raises(MissingArtifactError, match="No run of recipe 'other' is recorded.*Recipes with runs: tiny"):
+        prune("--yes", "--recipe", "other")
+    assert features.exists()
 
 
 def test_nothing_goes_while_a_run_is_under_way(old_version, tmp_path):

@@ -22,20 +22,43 @@ FEATURES = "image_features"
 
 @functools.cache
 def catalog_text() -> str:
-    """The default recipe's catalog as JSON; the factory entry stands for one split."""
-    config = OmegaConfigLoader(str(PROJECT / "conf"), **CONFIG_LOADER_ARGS)["catalog"]
-    return json.dumps(config).replace("{split}", "train")
+    """Every entry of conf/*/catalog.yml as JSON; the factory entry stands for one split.
+
+    What a recipe has otherwise than the default stands beside it, under `<recipe>__<name>`.
+    """
+    recipes = sorted(path.parent.name for path in (PROJECT / "conf").glob("*/catalog*.yml"))
+    entries: dict[str, dict] = {}
+    for recipe in ["base", *(recipe for recipe in recipes if recipe != "base")]:
+        config = OmegaConfigLoader(str(PROJECT / "conf"), env=recipe, **CONFIG_LOADER_ARGS)["catalog"]
+        for name, entry in config.items():
+            stored = {key: _without_recipe(value, recipe) for key, value in entry.items()}
+            if recipe == "base":
+                entries[name] = stored
+            elif entries.get(name) != stored:
+                entries[f"{recipe}__{name}"] = stored
+    return json.dumps(entries).replace("{split}", "train")
+
+
+def _without_recipe(value, recipe: str):
+    """Folders are named after the recipe, in each one."""
+    if not isinstance(value, str):
+        return value
+    return "/".join("tiny" if part == recipe else part for part in value.split("/"))
 
 
 def catalog_config() -> dict:
     return json.loads(catalog_text())
 
 
+def is_read_only(name: str) -> bool:
+    return name.rpartition("__")[2] in READ_ONLY
+
+
 def entries_of_each_type() -> list[str]:
     """The first writable entry of each dataset type, stock types behind `ArtifactDataset` included."""
     first: dict[tuple, str] = {}
     for name, entry in catalog_config().items():
-        if name not in READ_ONLY:
+        if not is_read_only(name):
             stock = entry.get("dataset")
             kind = stock["type"] if isinstance(stock, dict) else stock
             first.setdefault((entry["type"], kind, entry.get("versioned", False)), name)
@@ -45,7 +68,8 @@ def entries_of_each_type() -> list[str]:
 def open_entry(folder: Path, name: str, version: str | None = None):
     """The entry's dataset in a data folder of its own, saving as `version`."""
     entry = catalog_config()[name]
-    entry["filepath"] = str(folder / entry["filepath"])
+    if entry.get("filepath") is not None:
+        entry["filepath"] = str(folder / entry["filepath"])
     return DataCatalog.from_config({name: entry}, save_version=version).get(name)
 
 

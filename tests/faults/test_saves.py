@@ -3,12 +3,25 @@
 import json
 import subprocess
 import sys
+from inspect import unwrap
 from pathlib import Path
 
 import pytest
+from kedro.io import DatasetError
 
-from faults.saves import FEATURES, MOMENTS, PROJECT, content, entries_of_each_type, open_entry
+from faults.saves import (
+    FEATURES,
+    MOMENTS,
+    PROJECT,
+    catalog_config,
+    content,
+    entries_of_each_type,
+    is_read_only,
+    open_entry,
+)
+from qwen_vl_lora.datasets.artifacts import AtomicVersionedDataset
 
+CATALOG = catalog_config()
 KILLED = -9
 
 
@@ -27,6 +40,26 @@ def save():
 
         yield order
         saver.stdin.close()
+
+
+def test_the_entries_are_those_of_every_recipe():
+    assert {"captioned_images", "own_captions__captioned_images", "adapter", "train_conversations"} <= CATALOG.keys()
+    assert len(entries_of_each_type()) >= 9
+
+
+@pytest.mark.parametrize("entry", [name for name in CATALOG if is_read_only(name)])
+def test_what_no_kill_test_covers_cannot_be_saved(tmp_path, entry):
+    with pytest.raises(DatasetError, match="read.only|input only"):
+        open_entry(tmp_path, entry).save(object())
+
+
+@pytest.mark.parametrize("entry", [name for name in CATALOG if not is_read_only(name) and name != FEATURES])
+def test_every_entry_that_is_saved_appears_by_one_rename(tmp_path, entry):
+    """The kill tests below take the first entry of each type; this holds for the others of the type."""
+    dataset = open_entry(tmp_path, entry, "v1" if CATALOG[entry].get("versioned") else None)
+    assert isinstance(dataset, AtomicVersionedDataset)
+    assert unwrap(type(dataset).save) is unwrap(AtomicVersionedDataset.save)  # Kedro wraps it in every class
+    assert type(dataset).resolve_load_version is AtomicVersionedDataset.resolve_load_version
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

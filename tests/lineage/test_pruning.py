@@ -2,10 +2,10 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 
+from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.lineage.pruning import plan_removals, version_folder
 from qwen_vl_lora.lineage.records import runs_folder
 from qwen_vl_lora.lineage.storage import Lock
@@ -18,28 +18,34 @@ def history(tmp_path):
     """`history("d1", wrote=[…], read={…})`: a run with its artifacts on disk."""
     sequence = iter(range(1, 100))
 
-    def make(run_id, wrote, read=None, stage="data_engineering"):
+    def place(name, version, recipe):
+        return f"data/05_model_input/{recipe}/{name}/{version}/{name}"
+
+    def make(run_id, wrote, read=None, stage="data_engineering", recipe="tiny", reads_of=None, base=None, key=None):
+        named = {
+            name: {"version": version, "path": place(name, version, reads_of or recipe)}
+            for name, version in (read or {}).items()
+        }
+        if key is not None:
+            named["image_features"] = {"version": None, "path": "x", "keys": [key]}
         written = {}
         for name in wrote:
-            path = tmp_path / "data" / "05_model_input" / "tiny" / name / run_id / name
+            path = tmp_path / place(name, run_id, recipe)
             path.mkdir(parents=True)
             if name == "adapter":
-                named = {other: {"version": version} for other, version in (read or {}).items()}
-                (path / "adapter_record.json").write_text(json.dumps({"run": {"read": named}}))
-            written[name] = {"version": run_id, "path": path.relative_to(tmp_path).as_posix()}
+                text = {"base_model": {"name": base or "owner/hub@1"}, "run": {"read": named}}
+                (path / "adapter_record.json").write_text(json.dumps(text))
+            written[name] = {"version": run_id, "path": place(name, run_id, recipe)}
         facts = {
             "format": 1,
             "id": run_id,
             "sequence": next(sequence),
             "outcome": "finished",
-            "recipe": "tiny",
+            "recipe": recipe,
             "stages": {stage: wrote},
-            "datasets": {
-                "read": {name: {"version": version, "path": "x"} for name, version in (read or {}).items()},
-                "written": written,
-            },
+            "datasets": {"read": named, "written": written},
         }
-        folder = runs_folder(tmp_path, "tiny") / run_id
+        folder = runs_folder(tmp_path, recipe) / run_id
         folder.mkdir(parents=True)
         (folder / "record.json").write_text(json.dumps(facts))
 
@@ -74,6 +80,75 @@ def test_what_a_kept_adapters_own_record_names_stays_though_its_run_record_is_go
     facts["datasets"]["read"] = {}
     record.write_text(json.dumps(facts))
     assert removed(tmp_path) == {"05_model_input/tiny/test_conversations/d1"}
+
+
+def forget(project, run_id):
+    """As when the record was lost: an adapter that came from elsewhere has none either."""
+    (runs_folder(project, "tiny") / run_id / "record.json").unlink()
+
+
+def test_an_adapter_whose_run_record_is_lost_keeps_what_its_own_record_names(tmp_path, history):
+    history("d1", DATA)
+    history("t1", ["adapter"], {"train_conversations": "d1"}, "training", key="0123")
+    history("d2", DATA)
+    history("t2", ["adapter"], {"train_conversations": "d2"}, "training", key="4567")
+    for key in ("0123", "4567", "89ab"):
+        add_features(tmp_path, key)
+    assert removed(tmp_path) >= {"05_model_input/tiny/adapter/t1", "04_feature/tiny/image_features/0123"}
+    forget(tmp_path, "t1")
+    assert removed(tmp_path) == {
+        "05_model_input/tiny/test_conversations/d1",
+        "04_feature/tiny/image_features/89ab",
+    }
+
+
+def test_what_an_adapter_of_another_recipe_was_trained_on_stays(tmp_path, history):
+    history("d1", DATA)
+    history("d2", DATA)
+    history("t3", ["adapter"], {"train_conversations": "d1"}, "training", recipe="other", reads_of="tiny")
+    assert removed(tmp_path) == {"05_model_input/tiny/test_conversations/d1"}
+
+
+def test_a_merged_model_that_is_the_base_of_an_adapter_stays(tmp_path, history):
+    history("m1", ["merged_model"], stage="export")
+    history("m2", ["merged_model"], stage="export")
+    history("m3", ["merged_model"], stage="export")
+    base = "data/05_model_input/tiny/merged_model/m1/merged_model"
+    history("t4", ["adapter"], stage="training", recipe="other", base=base)
+    assert removed(tmp_path) == {"05_model_input/tiny/merged_model/m2"}
+
+
+def test_captions_and_merged_models_of_kept_adapters_stay_and_those_of_dropped_ones_go(tmp_path, history):
+    for number in (1, 2):
+        history(f"t{number}", ["adapter"], stage="training")
+        for pipeline, output in (("inference", "captions"), ("export", "merged_model")):
+            for run in "ab":
+                history(f"{output}{number}{run}", [output], {"adapter": f"t{number}"}, pipeline)
+    assert removed(tmp_path) == {
+        "05_model_input/tiny/adapter/t1",
+        *(f"05_model_input/tiny/{output}/{output}1{run}" for output in ("captions", "merged_model") for run in "ab"),
+    }
+    assert removed(tmp_path, keep=2) == set()
+
+
+def test_what_a_run_of_another_recipe_is_reading_stays(tmp_path, history):
+    history("d1", DATA)
+    history("d2", DATA)
+    history("r3", [], {"train_conversations": "d1"}, recipe="other", reads_of="tiny")
+    record = runs_folder(tmp_path, "other") / "r3" / "record.json"
+    record.write_text(record.read_text().replace("finished", "running"))
+    lock = Lock(record.parent / ".lock")
+    assert lock.acquire()
+    assert removed(tmp_path) == {"05_model_input/tiny/test_conversations/d1"}
+    lock.release()
+    assert len(removed(tmp_path)) == 2
+
+
+def test_an_adapter_record_that_cannot_be_read_stops_the_prune(tmp_path, history):
+    history("t1", ["adapter"], stage="training")
+    (tmp_path / "data/05_model_input/tiny/adapter/t1/adapter/adapter_record.json").write_text("{")
+    with pytest.raises(DataFormatError, match="what its adapter needs is unknown and nothing is removed"):
+        removed(tmp_path)
 
 
 def test_the_newest_complete_data_stay_though_no_adapter_uses_them(tmp_path, history):
@@ -136,12 +211,18 @@ def test_checkpoints_go_but_for_the_newest_unfinished_and_those_in_use(tmp_path,
     lock.release()
 
 
-def test_features_of_keys_that_no_kept_run_used_go(tmp_path, history):
-    history("d1", DATA)
-    folder = tmp_path / "data/04_feature/tiny/image_features/0123"
+def add_features(project, key):
+    folder = project / "data/04_feature/tiny/image_features" / key
     folder.mkdir(parents=True)
     (folder / "key.json").write_text("{}")
-    assert removed(tmp_path) == {"04_feature/tiny/image_features/0123"}
+
+
+def test_features_of_keys_that_no_kept_run_used_go(tmp_path, history):
+    history("t1", ["adapter"], stage="training", key="0123")
+    history("t2", ["adapter"], stage="training", key="4567")
+    for key in ("0123", "4567"):
+        add_features(tmp_path, key)
+    assert removed(tmp_path) == {"05_model_input/tiny/adapter/t1", "04_feature/tiny/image_features/0123"}
 
 
 def test_what_killed_saves_left_goes(tmp_path, history):
@@ -162,5 +243,5 @@ def test_pictures_that_no_manifest_names_go(tmp_path, history):
         (root / "files" / name).touch()
     manifest = root / "manifest.csv" / "d1" / "manifest.csv"
     manifest.parent.mkdir(parents=True)
-    manifest.write_text(f"id,sha256,path,width\n1,aa,{Path('data/02_intermediate/tiny/images/files/aa.png')},3\n")
+    manifest.write_text("id,sha256,path,width\n1,aa,data/02_intermediate/tiny/images/files/aa.png,3\n")
     assert removed(tmp_path) == {"02_intermediate/tiny/images/files/bb.png"}

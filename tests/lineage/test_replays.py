@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -65,30 +66,70 @@ def test_a_replay_in_a_fresh_clone_gives_the_same_bits(run, project, tmp_path_fa
     assert compared.exit_code == 0
 
 
-def test_verify_names_what_changed_on_disk(run, project, base_path, tmp_path_factory):
-    base = shutil.copytree(base_path("qwen2_vl"), tmp_path_factory.mktemp("base") / "base")
-    run("data_engineering")
-    run("training", base_model=str(base))
-    said = call("verify", "latest")
-    assert said.exit_code == 0, said.output
-    assert "artifacts: the same\nparameters: the same" in said.output
-
-    weights = base / "model.safetensors"
+def bend(weights):
+    """One weight becomes another."""
     tensors = load_file(weights)
     next(iter(tensors.values())).view(-1)[0] += 1
     save_file(tensors, weights, {"format": "pt"})
+
+
+def test_verify_names_each_thing_that_changes_on_the_disk(run, project, base_path, tmp_path_factory):
+    base = shutil.copytree(base_path("qwen2_vl"), tmp_path_factory.mktemp("base") / "base")
+    run("data_engineering")
+    run("training", base_model=str(base))
     picture = next((project / "data/02_intermediate/tiny/images/files").iterdir())
-    picture.write_bytes(picture.read_bytes() + b"x")
     (conversations,) = (project / "data/05_model_input/tiny/train_conversations.json").glob("*/*.json")
-    conversations.write_text(conversations.read_text().replace("circle", "square", 1) + " ")
-    parameters = project / "conf/base/parameters.yml"
-    parameters.write_text(parameters.read_text().replace("r: 64", "r: 8"))
-    said = call("verify", "latest")
+    parameters, catalog = (project / "conf/base" / name for name in ("parameters.yml", "catalog.yml"))
+    changes = [
+        (
+            conversations,
+            lambda file: file.write_text(file.read_text().replace("circle", "Circle", 1)),
+            f"artifact that differs: train_conversations: {conversations.relative_to(project)} has other bytes",
+        ),
+        (
+            picture,
+            lambda file: file.write_bytes(file.read_bytes()[:-1] + b"x"),
+            f"artifact that differs: images: picture 'scene_.*{picture.name} has other bytes",
+        ),
+        (
+            base / "model.safetensors",
+            bend,
+            f"artifact that differs: base_model: {base}/model.safetensors has other bytes",
+        ),
+        (
+            parameters,
+            lambda file: file.write_text(file.read_text().replace("  r: 64", "  r: 8")),
+            "parameter that differs: lora.r: 64 → 8",
+        ),
+        (
+            catalog,
+            lambda file: file.write_text(file.read_text().replace("seed: 7", "seed: 8")),
+            "parameter that differs: catalog.captioned_images.seed: 7 → 8",
+        ),
+    ]
+    for file, change, message in changes:
+        unchanged = call("verify", "latest")
+        assert unchanged.exit_code == 0, unchanged.output
+        assert "artifacts: the same\nparameters: the same" in unchanged.output
+        before = file.read_bytes()
+        change(file)
+        said = call("verify", "latest")
+        assert said.exit_code == 1
+        assert re.search(f"first {message}", said.output), said.output
+        assert "that differ after it" not in said.output
+        file.write_bytes(before)
+
+
+def test_verify_names_one_changed_weight_of_the_base_between_runs(run, project, base_path, tmp_path_factory):
+    run("data_engineering")
+    one, two = (shutil.copytree(base_path("qwen2_vl"), tmp_path_factory.mktemp("base") / "base") for _ in range(2))
+    bend(two / "model.safetensors")
+    for base in (one, two):
+        run("training", base_model=str(base), training_args={"max_steps": 1})
+    first, second = read_records(runs_folder(project, "tiny"))[1:]
+    said = call("verify", first.id, second.id)
     assert said.exit_code == 1
-    assert "images: picture 'scene" in said.output or picture.name in said.output
-    assert f"{base}/model.safetensors has other bytes" in said.output
-    assert "train_conversations.json has other bytes" in said.output
-    assert "first parameter that differs: lora.r: 64 → 8" in said.output
+    assert "first artifact that differs: base_model: other bytes in model.safetensors" in said.output
 
 
 @pytest.fixture

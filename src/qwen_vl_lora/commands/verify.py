@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from qwen_vl_lora.exceptions import MissingArtifactError
-from qwen_vl_lora.lineage.comparison import Differences, compare_runs, compare_with_disk
+from qwen_vl_lora.lineage.comparison import Differences, compare_runs, compare_with_disk, differing_settings
 from qwen_vl_lora.lineage.masking import mask_tree
 from qwen_vl_lora.lineage.records import Record, find_record
-from qwen_vl_lora.lineage.replay import check_foreign_configuration
+from qwen_vl_lora.lineage.replay import check_foreign_configuration, comparable_catalog, stored_catalog
 from qwen_vl_lora.lineage.surroundings import describe_surroundings
 
 
@@ -34,8 +34,10 @@ def verify(context: click.Context, run: str, other: str | None) -> None:
         differences = compare_runs(record, second, project)
     else:
         click.echo(f"{record.id} ({record.outcome}) → as it is now")
-        parameters, now = parameters_now(record, project), surroundings_now(record, project)
-        differences = compare_with_disk(record, project, parameters, now)
+        parameters, catalog = configuration_now(record, project)
+        differences = compare_with_disk(record, project, parameters, surroundings_now(record, project))
+        if (stored := stored_catalog(record)) is not None:
+            differences.parameters.extend(differing_settings({"catalog": stored}, {"catalog": catalog}))
     _show(differences)
     if differences.are_there:
         context.exit(1)
@@ -57,8 +59,8 @@ def _show_list(what: str, found: Sequence[str]) -> None:
         click.echo(f"{what}s that differ after it:\n  " + "\n  ".join(found[1:]))
 
 
-def parameters_now(record: Record, project: Path) -> Mapping[str, Any]:
-    """What the run's command would resolve to now, masked as records are.
+def configuration_now(record: Record, project: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Parameters and catalog that the run's command would resolve to now, without secrets as they are stored.
 
     Raises:
         MissingArtifactError: if the run's configuration folder or environment is gone.
@@ -79,8 +81,7 @@ def parameters_now(record: Record, project: Path) -> Mapping[str, Any]:
         runtime_params=dict(record.facts.get("runtime_params", {})),
         **settings.CONFIG_LOADER_ARGS,
     )
-    parameters: Mapping[str, Any] = mask_tree(dict(loader["parameters"]))
-    return parameters
+    return mask_tree(dict(loader["parameters"])), comparable_catalog(loader["catalog"])
 
 
 def surroundings_now(record: Record, project: Path) -> Mapping[str, Any]:

@@ -5,12 +5,14 @@ Works on what run records say the runs wrote. A version that no record knows is 
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.lineage.consistency import versions_behind
 from qwen_vl_lora.lineage.records import Record, read_records, runs_folder
 from qwen_vl_lora.lineage.run import Artifact
@@ -46,7 +48,11 @@ def recipes(project: Path) -> list[str]:
 
 def runs_under_way(project: Path, recipe: str) -> list[str]:
     """Ids of runs whose process lives."""
-    return [record.id for record in read_records(runs_folder(project, recipe)) if record.is_under_way]
+    return [record.id for record in _records_under_way(project, recipe)]
+
+
+def _records_under_way(project: Path, recipe: str) -> list[Record]:
+    return [record for record in read_records(runs_folder(project, recipe)) if record.is_under_way]
 
 
 def plan_removals(project: Path, recipe: str, keep_adapters: int, keep_runs: Sequence[str]) -> list[Removal]:
@@ -58,17 +64,73 @@ def plan_removals(project: Path, recipe: str, keep_adapters: int, keep_runs: Seq
     Args:
         keep_adapters: how many of the newest adapters stay.
         keep_runs: ids of runs whose versions stay as well.
+
+    Raises:
+        MissingArtifactError: if no run of the recipe is recorded: nobody knows then what is needed.
+        DataFormatError: if the record of an adapter that stays cannot be read, for the same reason.
     """
     records = read_records(runs_folder(project, recipe))
+    if not records:
+        raise MissingArtifactError(
+            f"No run of recipe {recipe!r} is recorded, so what is needed is unknown and nothing is removed. "
+            f"Recipes with runs: {', '.join(recipes(project)) or 'none'}."
+        )
     kept_records = _kept_records(records, keep_adapters, keep_runs)
-    kept = _kept_versions(kept_records, records) | _named_by_adapters(project, kept_records)
-    removals = list(_old_versions(project, recipe, records, kept))
-    going = {removal.path for removal in removals}
+    kept = _kept_versions(kept_records, records)
+    places = _read_by_others(project, recipe)
+    while True:  # an adapter that stays for another's sake makes what it names stay too
+        removals = list(_old_versions(project, recipe, records, kept, places))
+        going = {removal.path for removal in removals}
+        named = NamedByAdapters.that_stay(project, going)
+        if named.places <= places:
+            break
+        places |= named.places
     removals += _pictures(project, recipe, going)
-    removals += _features(project, recipe, kept_records)
+    removals += _features(project, recipe, _feature_keys(kept_records) | named.feature_keys)
     removals += _checkpoints(project, recipe)
     removals += _killed_saves(project, recipe)
     return removals
+
+
+@dataclass(frozen=True)
+class NamedByAdapters:
+    """What the adapters' own records name, whatever run records say or lack.
+
+    Attributes:
+        places: files and folders that were read, the base model among them.
+        feature_keys: keys of stored features.
+    """
+
+    places: set[Path]
+    feature_keys: set[str]
+
+    @classmethod
+    def that_stay(cls, project: Path, going: set[Path]) -> NamedByAdapters:
+        """Of all adapters of all recipes but those that go: an adapter may have been trained on another recipe's."""
+        places: set[Path] = set()
+        keys: set[str] = set()
+        for file in (project / "data").glob("*/*/adapter/*/adapter/adapter_record.json"):
+            if file.parents[1] in going:
+                continue
+            try:
+                record = json.loads(file.read_text(encoding="utf-8"))
+                read = record.get("run", {}).get("read", {})
+                paths = [artifact["path"] for artifact in read.values() if artifact.get("path")]
+            except (ValueError, AttributeError) as error:
+                raise DataFormatError(
+                    f"{file} cannot be read ({error}), so what its adapter needs is unknown and nothing is removed. "
+                    "Mend it, or remove that adapter's version yourself."
+                ) from error
+            base = record.get("base_model", {}).get("name")
+            places |= {project / path for path in [*paths, *([base] if base else [])]}
+            keys |= set(read.get("image_features", {}).get("keys", ()))
+        return cls(places, keys)
+
+
+def _read_by_others(project: Path, recipe: str) -> set[Path]:
+    """What runs of other recipes that are under way have read so far."""
+    others = [record for name in recipes(project) if name != recipe for record in _records_under_way(project, name)]
+    return {project / artifact["path"] for record in others for artifact in record.read.values() if "path" in artifact}
 
 
 def _kept_records(records: Sequence[Record], keep_adapters: int, keep_runs: Sequence[str]) -> list[Record]:
@@ -89,24 +151,15 @@ def _kept_versions(kept_records: Sequence[Record], records: Sequence[Record]) ->
     return kept
 
 
-def _named_by_adapters(project: Path, kept_records: Sequence[Record]) -> Kept:
-    """What the kept adapters' own records name, whatever the run records say."""
-    kept: Kept = set()
-    for record in kept_records:
-        artifact = record.written.get("adapter")
-        file = project / artifact["path"] / "adapter_record.json" if artifact else None
-        if file is not None and file.is_file():
-            read = json.loads(file.read_text(encoding="utf-8")).get("run", {}).get("read", {})
-            kept |= {(name, named["version"]) for name, named in read.items() if named["version"]}
-    return kept
-
-
-def _old_versions(project: Path, recipe: str, records: Sequence[Record], kept: Kept) -> Iterator[Removal]:
+def _old_versions(
+    project: Path, recipe: str, records: Sequence[Record], kept: Kept, places: set[Path]
+) -> Iterator[Removal]:
+    """Versions that are not kept and hold none of the `places`."""
     for record in records:
         for name, artifact in record.written.items():
             if artifact.get("version") and (name, artifact["version"]) not in kept:
                 folder = version_folder(project, recipe, artifact)
-                if folder is not None:
+                if folder is not None and not any(place.is_relative_to(folder) for place in places):
                     yield Removal(folder, f"{name} {artifact['version']}", size(folder))
 
 
@@ -130,24 +183,32 @@ def _pictures(project: Path, recipe: str, going: set[Path]) -> Iterator[Removal]
     manifests = [path for path in root.glob("manifest.csv/*/manifest.csv") if path.parent not in going]
     if not manifests:
         return
-    lines = [line for path in manifests for line in path.read_text(encoding="utf-8").splitlines()]
-    named = {line.split("/files/")[-1].split(",")[0] for line in lines}
+    named = {name for manifest in manifests for name in _picture_files(manifest)}
     for file in sorted((root / "files").glob("*")):
         if file.is_file() and file.name not in named:
             yield Removal(file, "picture that no kept version of images holds", file.stat().st_size)
 
 
-def _features(project: Path, recipe: str, kept_records: Sequence[Record]) -> Iterator[Removal]:
-    """Stored features of keys that no kept run used. They are remade whenever they are missing."""
-    used = {
-        artifact["key"]
-        for record in kept_records
-        for artifact in (record.read.get("image_features"), record.written.get("image_features"))
-        if artifact and artifact.get("key")
-    }
+def _picture_files(manifest: Path) -> Iterator[str]:
+    with manifest.open(encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines):
+            yield PurePosixPath(row["path"]).name
+
+
+def _features(project: Path, recipe: str, used: set[str]) -> Iterator[Removal]:
+    """Stored features of keys that nothing kept used. They are remade whenever they are missing."""
     for file in sorted((project / "data/04_feature" / recipe / "image_features").glob("*/key.json")):
         if file.parent.name not in used:
             yield Removal(file.parent, "stored features that no kept run used", size(file.parent))
+
+
+def _feature_keys(kept_records: Sequence[Record]) -> set[str]:
+    return {
+        key
+        for record in kept_records
+        for artifacts in (record.read, record.written)
+        for key in artifacts.get("image_features", {}).get("keys", ())
+    }
 
 
 def _checkpoints(project: Path, recipe: str) -> Iterator[Removal]:

@@ -15,7 +15,7 @@ import yaml
 
 from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.lineage.masking import MASK, mask_tree
-from qwen_vl_lora.lineage.records import CONFIGURATION, REPLAY_FILE
+from qwen_vl_lora.lineage.records import CONFIGURATION, REPLAY_FILE, Record
 
 _READ_ONLY_ENTRIES = frozenset({"captioned_images", "base_model"})
 _CONFIG_SUFFIXES = frozenset({".yml", ".yaml", ".json"})
@@ -40,6 +40,18 @@ def stored_configuration(
         f"{base}/globals.yml": _yaml(dict(shared)),
         REPLAY_FILE: "# kedro run --config <this file>, from the project's folder\n" + _yaml(dict(replay)),
     }
+
+
+def stored_catalog(record: Record) -> dict[str, Any] | None:
+    """The catalog that a run stored, to be compared; None where the record came without its configuration."""
+    file = record.folder / CONFIGURATION / "base" / "catalog.yml"
+    return comparable_catalog(_read(file)) if file.is_file() else None
+
+
+def comparable_catalog(catalog: Mapping[str, Any]) -> dict[str, Any]:
+    """A catalog as it is stored, without what only Kedro-Viz reads."""
+    entries = {name: entry for name, entry in _without_secrets(catalog).items() if isinstance(entry, dict)}
+    return {name: {key: entry[key] for key in entry if key != "metadata"} for name, entry in entries.items()}
 
 
 def replay_options(
