@@ -116,7 +116,9 @@ def _training_checks(settings: dict[str, Any], summary: dict[str, Any], base: An
 
 
 def _caption_checks(predictions: Any) -> list[Check]:
-    words = {side: predictions[f"{side}_caption"].str.split().str.len().mean() for side in ("base", "tuned")}
+    words = {
+        side: round(float(predictions[f"{side}_caption"].str.split().str.len().mean()), 1) for side in ("base", "tuned")
+    }
     shown = predictions.iloc[0]
     return [
         Check("words per caption, before and after", tuple(words.values()), None, "The base is chatty, COCO is terse."),

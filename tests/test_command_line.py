@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+
+from qwen_vl_lora.cli import cli
 
 PROJECT = Path(__file__).parents[1]
 
@@ -58,6 +61,32 @@ def test_an_expected_fault_is_one_message_and_no_node_runs(kedro, tmp_path, argu
     assert "Traceback" not in said
     assert "Running node" not in said
     assert artifacts(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "parameters"),
+    [
+        ("lora.r=4,device=cpu", {"lora": {"r": 4}, "device": "cpu"}),
+        (
+            "captions_file=/data/cats, dogs/c.csv,device=cpu",
+            {"captions_file": "/data/cats, dogs/c.csv", "device": "cpu"},
+        ),
+        (
+            "image.url_hosts=[a.example,b.example], lora.r =4,",
+            {"image": {"url_hosts": ["a.example", "b.example"]}, "lora": {"r": 4}},
+        ),
+        ("captions_file=a=b/c.csv", {"captions_file": "a=b/c.csv"}),
+        ("", {}),
+    ],
+)
+def test_a_comma_ends_a_value_only_where_another_name_follows(given, parameters):
+    context = cli.commands["run"].make_context("run", ["--params", given])
+    assert context.params["params"] == parameters
+
+
+def test_a_parameter_without_its_value_is_refused():
+    with pytest.raises(click.UsageError, match="'device' must be of the form key=value"):
+        cli.commands["run"].make_context("run", ["--params", "device"])
 
 
 def test_verbose_shows_the_traceback(kedro):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import re
 from typing import Any
 
 import click
@@ -13,6 +15,8 @@ from qwen_vl_lora.exceptions import ParameterError
 
 COMMANDS = ("caption", "features", "plan", "prune", "runs", "verify")
 """Names of the modules in `commands/`; each has a click command of its own name."""
+
+_NAME_OF_A_SETTING = re.compile(r"\s*[\w.-]+\s*=")
 
 
 class LazyCommands(click.Group):
@@ -55,8 +59,38 @@ def _check_runner(context: click.Context, runner: str | None) -> None:
         )
 
 
+def split_params(context: click.Context, _: click.Parameter, value: Any) -> Any:
+    """`--params`, in which a comma ends a value only where the name of the next one follows.
+
+    Kedro refuses `captions_file=/data/cats, dogs/captions.csv` and `image.url_hosts=[one.example,two.example]`.
+    """
+    if not isinstance(value, str):
+        return value
+    settings: list[str] = []
+    for piece in value.split(","):
+        if settings and not _NAME_OF_A_SETTING.match(piece):
+            settings[-1] += f",{piece}"
+        elif piece.strip():
+            settings.append(piece.strip())
+    if settings and not _NAME_OF_A_SETTING.match(settings[0]):
+        context.fail(f"--params: {settings[0]!r} must be of the form key=value; several are separated by commas.")
+    from omegaconf import OmegaConf
+
+    pairs = [setting.rstrip(", ").split("=", 1) for setting in settings]
+    return OmegaConf.to_container(OmegaConf.from_dotlist([f"{name.strip()}={text}" for name, text in pairs]))
+
+
+def _options() -> list[click.Parameter]:
+    """Kedro's own options, with our reading of `--params`."""
+    options = [copy.copy(option) for option in kedro_run.params]
+    for option in options:
+        if option.name == "params":
+            option.callback = split_params
+    return options
+
+
 _VERBOSE = click.Option(["--verbose", "-v"], is_flag=True, help="Show the traceback of expected errors too.")
-cli.add_command(click.Command("run", params=[*kedro_run.params, _VERBOSE], callback=_run, help=kedro_run.help))
+cli.add_command(click.Command("run", params=[*_options(), _VERBOSE], callback=_run, help=kedro_run.help))
 
 
 def main() -> None:

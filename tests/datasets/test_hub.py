@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -135,6 +136,25 @@ def test_a_file_of_the_table_that_arrives_wrong_is_fetched_again(hub, collected,
     add_coco(hub, [jpeg(seed) for seed in range(4)])
     hub.fail("train.csv", fault)
     assert len(collected()["samples"]) == 4
+
+
+def test_a_killed_download_of_the_tables_file_goes_on_where_it_was(hub, tmp_path, pytestconfig, collected):  # noqa: F811
+    add_coco(hub, [jpeg(seed) for seed in range(40)], [f"{number} {'x' * 30_000}" for number in range(40)])
+    hub.fail("train.csv", Fault(delay=0.2))
+    arguments = json.dumps([str(tmp_path / "project"), ENTRY, {}, {}])
+    tests = str(pytestconfig.rootpath / "tests")
+    child = subprocess.Popen([sys.executable, "-c", COLLECT, arguments], cwd=tests, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (partial := [*(tmp_path / "cache").rglob("*.incomplete")]) or not partial[0].stat().st_size:
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    had = partial[0].stat().st_size
+    assert 0 < had < len(hub.datasets[COCO, "master"].files["train.csv"])
+    assert len(collected()["samples"]) == 40
+    assert [request.range for request in hub.asked_for("train.csv")] == [None, f"bytes={had}-"]
 
 
 def test_a_file_of_the_table_that_stays_wrong_is_named_and_the_next_run_mends_it(hub, collected):  # noqa: F811

@@ -47,6 +47,15 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         dataset.load()
 
 
+@pytest.mark.parametrize("filepath", ["~/c.csv", "/project/~/c.csv"])
+def test_the_users_folder_is_understood_also_where_kedro_made_the_path_absolute(tmp_path, monkeypatch, filepath):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "c.csv", b"image_path,caption\na.jpg,A dog.\n")
+    dataset = from_catalog(type=f"{SOURCES}.CaptionsFileDataset", filepath=filepath)
+    assert dataset.exists()
+    assert [row.images for row in dataset.load()] == [(tmp_path / "a.jpg",)]
+
+
 def test_the_folder_of_coco_pictures_is_relative_to_the_captions(tmp_path):
     write(tmp_path / "train2014" / "a.jpg", jpeg())
     tree = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "A dog."}]}

@@ -14,11 +14,11 @@ import click
 import pytest
 import yaml
 from kedro.config import OmegaConfigLoader
-from kedro.framework.cli.utils import _split_params
 from kedro.framework.project import find_pipelines
 from kedro.framework.startup import bootstrap_project
 
 from docs.blocks import PAGES, PROJECT, anchors, blocks, links
+from qwen_vl_lora.cli import split_params
 from qwen_vl_lora.parameters import validate_parameters
 from qwen_vl_lora.samples.records import Reason
 from qwen_vl_lora.settings import CONFIG_LOADER_ARGS
@@ -106,7 +106,8 @@ def _parse(command, name, arguments):
 
 
 def _check_parameters(env, given):
-    given = given if isinstance(given, dict) else _split_params(None, None, given or "")
+    if not isinstance(given, dict):
+        given = split_params(click.Context(click.Command("run")), click.Option(["--params"]), given or "")
     loader = OmegaConfigLoader(str(PROJECT / "conf"), env=env or "local", runtime_params=given, **CONFIG_LOADER_ARGS)
     assert env is None or (PROJECT / "conf" / env).is_dir(), f"no recipe {env}"
     validate_parameters(dict(loader["parameters"]))

@@ -17,7 +17,7 @@ PICTURE = bytes(range(256)) * 1000
 class PictureServer:
     """TLS as `pictures.example` and `mirror.example`; `answers` maps a path to what is done with a request."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
         self.answers = {"/a.jpg": lambda request: request.give(PICTURE)}
         self.asked: list[str] = []
         server = self
@@ -48,7 +48,7 @@ class PictureServer:
                 with contextlib.suppress(OSError), context.wrap_socket(request, server_side=True) as tls:
                     super().finish_request(tls, client_address)
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server((address, port), Handler)
         self.port = self._server.server_address[1]
 
     def __enter__(self) -> PictureServer:

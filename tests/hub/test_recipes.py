@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from hub.loopback import COCO, MODEL, add_coco, files_of, hub, hub_environment  # noqa: F401
-from hub.server import Fault
+from hub.server import Fault, HubServer
 from samples.pictures import jpeg, write
 
 PROJECT = Path(__file__).parents[2]
@@ -64,12 +64,24 @@ def machine(hub, tmp_path):  # noqa: F811
     return Machine(tmp_path, hub_environment(hub, tmp_path))
 
 
-def wait_for(found, child: subprocess.Popen) -> None:
+def kill_in_the_middle_of_the_weights(
+    machine: Machine, server: HubServer, model: str, size: int, *arguments: str
+) -> tuple[Path, int]:
+    """Start a run and kill it while the base's weights arrive. Returns their final place and how many bytes it had."""
+    server.fail(WEIGHTS, Fault(delay=0.7))
+    child = machine.start(*arguments)
+    weights = machine.cache / "models" / model.replace("/", "--") / "snapshots" / "master" / WEIGHTS
+    partial = weights.with_name(f"{WEIGHTS}.incomplete")
     deadline = time.monotonic() + 120
-    while not found():
+    while not (partial.exists() and partial.stat().st_size):
         assert child.poll() is None, child.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    had = partial.stat().st_size
+    assert 0 < had < size
+    return weights, had
 
 
 def groups_of(env: str) -> dict:
@@ -107,19 +119,12 @@ def test_the_coco_recipe_downloads_trains_and_evaluates_and_a_killed_download_go
     files = files_of(base_path("qwen2_vl"))
     hub.add_model(MODEL, files)
     add_coco(hub, [jpeg(seed) for seed in range(20)])
-    hub.fail(WEIGHTS, Fault(delay=0.7))
-    child = machine.start("--env", "qwen2_vl_2b_coco", "--params", ON_A_CPU)
-    weights = machine.cache / "models" / MODEL.replace("/", "--") / "snapshots" / "master" / WEIGHTS
-    partial = weights.with_name(f"{WEIGHTS}.incomplete")
-    wait_for(lambda: partial.exists() and partial.stat().st_size, child)
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
-    had = partial.stat().st_size
-    assert 0 < had < len(files[WEIGHTS])
+    arguments = ("--env", "qwen2_vl_2b_coco", "--params", ON_A_CPU)
+    weights, had = kill_in_the_middle_of_the_weights(machine, hub, MODEL, len(files[WEIGHTS]), *arguments)
     pictures = [request.file for request in hub.requests if request.path.startswith("/storage/")]
     assert len(pictures) == len(set(pictures)) == 20
 
-    status, said = machine.run("--env", "qwen2_vl_2b_coco", "--params", ON_A_CPU)
+    status, said = machine.run(*arguments)
     assert status == 0, said[-3000:]
     assert weights.read_bytes() == files[WEIGHTS]
     assert hub.asked_for(WEIGHTS)[-1].range == f"bytes={had}-"
@@ -133,7 +138,8 @@ def test_the_coco_recipe_downloads_trains_and_evaluates_and_a_killed_download_go
 
 @pytest.mark.slow
 def test_the_7b_recipe_trains_on_the_tutorials_own_json(machine, hub, base_path, tmp_path):  # noqa: F811
-    hub.add_model(MODEL_7B, files_of(base_path("qwen2_5_vl", tied=False)))
+    files = files_of(base_path("qwen2_5_vl", tied=False))
+    hub.add_model(MODEL_7B, files)
     pictures = tmp_path / "elsewhere"
     records = [
         {
@@ -149,15 +155,16 @@ def test_the_7b_recipe_trains_on_the_tutorials_own_json(machine, hub, base_path,
         for seed in range(12)
     ]
     file = write(machine.project / "data_vl.json", json.dumps(records).encode())
-    arguments = ["--env", "qwen2_5_vl_7b", "--params"]
-    status, said = machine.run(*arguments, f"captions_file={file},{ON_A_CPU}")
+    given = f"captions_file={file},{ON_A_CPU}"
+    status, said = machine.run("--env", "qwen2_5_vl_7b", "--params", given)
     assert status != 0
     assert f"add its folder to image.allowed_roots: [{pictures}]" in said
-    settings = machine.project / "conf" / "qwen2_5_vl_7b" / "parameters.yml"
-    changed = settings.read_text().replace("\nimage:", f"\nimage:\n  allowed_roots: [{pictures}]", 1)
-    settings.write_text(changed)
-    status, said = machine.run(*arguments, f"captions_file={file},{ON_A_CPU}")
+    arguments = ("--env", "qwen2_5_vl_7b", "--params", f"{given},image.allowed_roots=[{pictures}]")
+    weights, had = kill_in_the_middle_of_the_weights(machine, hub, MODEL_7B, len(files[WEIGHTS]), *arguments)
+    status, said = machine.run(*arguments)
     assert status == 0, said[-3000:]
+    assert weights.read_bytes() == files[WEIGHTS]
+    assert hub.asked_for(WEIGHTS)[-1].range == f"bytes={had}-"
     conversation = machine.load("03_primary/qwen2_5_vl_7b/conversations.json")[0]["conversations"]
     assert conversation[0]["value"].startswith("请描述这张图片的内容。 <|vision_start|>")
     assert machine.load("08_reporting/qwen2_5_vl_7b/caption_metrics.json")["num_images"] == 4
@@ -219,16 +226,45 @@ def test_the_base_model_on_the_command_line_may_be_a_hub_id(machine, hub):  # no
     assert "Traceback" not in said
 
 
-def test_500_jpegs_and_a_table_written_by_pandas_work_as_they_are(machine, tmp_path):
+def write_as_the_tutorial_does(table, folder: Path) -> Path:
+    """Absolute paths into the folder beside it, in a JSON of the tutorials' form."""
+    records = [
+        {
+            "id": f"identity_{number}",
+            "conversations": [
+                {"from": "user", "value": f"COCO Yes: <|vision_start|>{folder / name}<|vision_end|>"},
+                {"from": "assistant", "value": caption},
+            ],
+        }
+        for number, (name, caption) in enumerate(zip(table["image_path"], table["caption"], strict=True), start=1)
+    ]
+    return write(folder / "data_vl.json", json.dumps(records, ensure_ascii=False, indent=2).encode())
+
+
+def write_table(table, folder: Path, **options) -> Path:
+    table.to_csv(folder / "coco-2024-dataset.csv", **options)
+    return folder / "coco-2024-dataset.csv"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        pytest.param(write_table, id="pandas"),
+        pytest.param(lambda table, folder: write_table(table, folder, index=False), id="pandas without index"),
+        pytest.param(write_as_the_tutorial_does, id="the tutorial's data_vl.json"),
+    ],
+)
+def test_500_jpegs_and_their_captions_work_as_they_are(machine, tmp_path, written):
     import pandas as pd
 
-    names = [f"IMG {number}.JPG" for number in range(500)]
+    folder = tmp_path / "mine, with a comma"
+    names = [f"coco_2014_caption/IMG {number}.JPG" for number in range(500)]
     for number, name in enumerate(names):
-        write(tmp_path / "mine" / name, jpeg(number, (16, 12)))
+        write(folder / name, jpeg(number, (16, 12)))
     table = pd.DataFrame({"image_path": names, "caption": [f"Caption, “{number}”" for number in range(500)]})
-    table.to_csv(tmp_path / "mine" / "captions.csv")
+    file = written(table, folder)
     arguments = ["--env", "own_captions", "--pipeline", "data_engineering"]
-    status, said = machine.run(*arguments, "--params", f"captions_file={tmp_path / 'mine' / 'captions.csv'}")
+    status, said = machine.run(*arguments, "--params", f"captions_file={file}")
     assert status == 0, said[-3000:]
     with machine.newest("02_intermediate/own_captions/caption_table.csv").open(encoding="utf-8", newline="") as lines:
         assert [row["caption"] for row in csv.DictReader(lines)] == list(table["caption"])

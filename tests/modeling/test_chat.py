@@ -1,11 +1,26 @@
 """Token ids are the chat template's, and only answers are scored."""
 
+import json
+
 import pytest
 
 from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.modeling.chat import ChatEncoder, part_by_length
 from qwen_vl_lora.modeling.pictures import PictureSizer
-from qwen_vl_lora.samples.conversations import parse_conversation
+from qwen_vl_lora.samples.collection import collect
+from qwen_vl_lora.samples.conversations import build_conversations, parse_conversation
+from qwen_vl_lora.samples.sources import CaptionsFile
+from samples.pictures import (
+    captions_parameters,
+    jpeg,
+    prompt_parameters,
+    quarantine_parameters,
+    workspace_folder,
+    write,
+)
+from samples.pictures import (
+    image_parameters as source_image_parameters,
+)
 from tiny_models import captioned
 
 
@@ -94,3 +109,119 @@ def test_too_much_that_is_too_long_stops_the_run(encoder, images):
     long = encoder.encode(parse_conversation(captioned("long", entry.path, "star " * 50)))
     with pytest.raises(DataFormatError, match="1 of 1 conversations are longer than max_length 20.*'long'.*nothing is"):
         part_by_length([long], max_length=20, max_share=0.1)
+
+
+SYSTEM, FIRST, SECOND = "Be brief.", "Which differs, the first or the second?", "And in colour?"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        pytest.param(
+            {
+                "images": ["0.jpg", "1.jpg", "2.jpg"],
+                "messages": [
+                    {"role": "system", "content": SYSTEM},
+                    {"role": "user", "content": f"<image><image>{FIRST}"},
+                    {"role": "assistant", "content": "The second."},
+                    {"role": "user", "content": f"<image>{SECOND}"},
+                    {"role": "assistant", "content": "Yes."},
+                ],
+            },
+            id="ms-swift",
+        ),
+        pytest.param(
+            {
+                "system": SYSTEM,
+                "image": ["0.jpg", "1.jpg", "2.jpg"],
+                "conversations": [
+                    {"from": "human", "value": f"<image>\n<image>\n{FIRST}"},
+                    {"from": "gpt", "value": "The second."},
+                    {"from": "human", "value": f"<image>\n{SECOND}"},
+                    {"from": "gpt", "value": "Yes."},
+                ],
+            },
+            id="LLaVA",
+        ),
+        pytest.param(
+            {
+                "conversations": [
+                    {"from": "system", "value": SYSTEM},
+                    {
+                        "from": "user",
+                        "value": f"{FIRST} <|vision_start|>0.jpg<|vision_end|> <|vision_start|>1.jpg<|vision_end|>",
+                    },
+                    {"from": "assistant", "value": "The second."},
+                    {"from": "user", "value": f"{SECOND} <|vision_start|>2.jpg<|vision_end|>"},
+                    {"from": "assistant", "value": "Yes."},
+                ]
+            },
+            id="tutorials",
+        ),
+        pytest.param(
+            {
+                "messages": [
+                    {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "image_url", "image_url": {"url": "0.jpg"}},
+                            {"type": "image_url", "image_url": {"url": "1.jpg"}},
+                            {"type": "text", "text": FIRST},
+                        ],
+                    },
+                    {"role": "assistant", "content": "The second."},
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "image_url", "image_url": {"url": "2.jpg"}},
+                            {"type": "text", "text": SECOND},
+                        ],
+                    },
+                    {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+                ]
+            },
+            id="OpenAI",
+        ),
+    ],
+)
+def test_system_text_turns_and_pictures_of_a_users_record_reach_training_and_evaluation(
+    processor, image_parameters, tmp_path, record
+):
+    for number in range(3):
+        write(tmp_path / f"{number}.jpg", jpeg(number))
+    file = write(tmp_path / "mine.jsonl", json.dumps(record).encode())
+    collected = collect(
+        CaptionsFile(file),
+        workspace_folder(tmp_path),
+        captions_parameters(),
+        source_image_parameters(),
+        quarantine_parameters(0.0),
+    )
+    (written,) = build_conversations(collected.samples, collected.images, prompt_parameters())
+    encoder = ChatEncoder(processor, PictureSizer.for_processor(processor, image_parameters), collected.images)
+    whole = encoder.encode(parse_conversation(written))
+    asked = encoder.encode_prompt(parse_conversation(written))
+
+    picture = {"type": "image"}
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
+        {"role": "user", "content": [picture, picture, {"type": "text", "text": FIRST}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "The second."}]},
+        {"role": "user", "content": [picture, {"type": "text", "text": SECOND}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+    ]
+
+    def without_repeats(ids) -> list[int]:
+        image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+        return [token for place, token in enumerate(ids) if token != image or ids[place - 1] != image]
+
+    def template(turns, **options) -> list[int]:
+        text = processor.apply_chat_template(turns, tokenize=False, **options)
+        return processor.tokenizer(text)["input_ids"]
+
+    assert without_repeats(whole.ids.tolist()) == template(messages)
+    assert without_repeats(asked.ids.tolist()) == template(messages[:-1], add_generation_prompt=True)
+    assert scored_text(processor, whole) == "The second.<|im_end|>Yes.<|im_end|>"
+    order = [entry.sha256 for entry in sorted(collected.images, key=lambda entry: entry.id)]
+    assert list(whole.images) == list(asked.images) == order

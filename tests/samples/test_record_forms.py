@@ -75,16 +75,71 @@ def messages(content, **keys) -> dict:
             "<image>What?",
             id="Qwen's own placeholder",
         ),
+        pytest.param(messages("What?", images=["a.jpg"]), "a.jpg", (A,), "<image>What?", id="no slot"),
+        pytest.param(
+            messages("What?", images=["a.jpg", "b.jpg"]), "row_7", (A, B), "<image><image>What?", id="no slots"
+        ),
+        pytest.param(
+            {"query": "<image>What?", "response": "A dog.", "images": ["a.jpg"], "history": []},
+            "a.jpg",
+            (A,),
+            "<image>What?",
+            id="ms-swift query",
+        ),
+        pytest.param(
+            {"conversation": [{"human": "<image>What?", "assistant": "A dog."}], "images": ["a.jpg"]},
+            "a.jpg",
+            (A,),
+            "<image>What?",
+            id="ms-swift ShareGPT",
+        ),
+        pytest.param(messages("<img>/data/mine/a.jpg</img>What?"), "a.jpg", (A,), "<image>What?", id="Qwen-VL"),
+        pytest.param(
+            {"conversations": [{"role": "user", "value": "a.jpg"}, {"role": "assistant", "value": "A dog."}]},
+            "a.jpg",
+            (A,),
+            "<image>",
+            id="bare path",
+        ),
         pytest.param(messages("Hello"), "row_7", (), "Hello", id="text only"),
+        pytest.param(messages("Who took a.jpg"), "row_7", (), "Who took a.jpg", id="a question about a file"),
     ],
 )
 def test_each_form_gives_images_and_turns(record, image_id, images, text):
     assert read_record(record, 7, FOLDER) == (image_id, images, (Turn("user", text), ANSWER))
 
 
-def test_images_without_a_slot_are_given_for_the_count_of_slots_to_notice():
-    _, images, _ = read_record(messages("What?", images=["a.jpg", "b.jpg"]), 1, FOLDER)
+def test_images_that_some_slots_lack_are_given_for_the_count_of_slots_to_notice():
+    _, images, turns = read_record(messages("<image>What?", images=["a.jpg", "b.jpg"]), 1, FOLDER)
     assert images == (A, B)
+    assert turns[0].text == "<image>What?"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        gpt(image="a.jpg"),
+        messages("<image>\nWhat?", images=["a.jpg"]),
+        {"query": "<image>\nWhat?", "response": "A dog.", "images": ["a.jpg"]},
+    ],
+)
+def test_a_system_text_beside_the_turns_is_their_first(record):
+    _, _, turns = read_record(record | {"system": "Be brief."}, 1, FOLDER)
+    assert turns == (Turn("system", "Be brief."), Turn("user", "<image>\nWhat?"), ANSWER)
+    assert read_record(record | {"system": ""}, 1, FOLDER)[2] == turns[1:]
+
+
+def test_earlier_rounds_of_a_query_come_before_it():
+    record = {"query": "And now?", "response": "A cat.", "images": ["a.jpg"], "history": [["<image>What?", "A dog."]]}
+    _, images, turns = read_record(record, 1, FOLDER)
+    assert images == (A,)
+    assert [turn.text for turn in turns] == ["<image>What?", "A dog.", "And now?", "A cat."]
+
+
+@pytest.mark.parametrize("key", ["image_path", "image"])
+def test_the_columns_of_a_csv_may_come_as_json(key):
+    assert read_record({key: "a.jpg", "caption": "A dog."}, 7, FOLDER) == ("a.jpg", (A,), (ANSWER,))
+    assert read_record({key: "a.jpg", "caption": "A dog.", "image_id": 391895}, 7, FOLDER)[0] == "391895"
 
 
 def test_a_caption_may_come_without_a_question():
@@ -108,7 +163,13 @@ def test_a_slot_in_an_answer_takes_no_image():
         ("malformed_row", {"messages": "text"}),
         ("malformed_row", {"messages": []}),
         ("missing_key", {}),
-        ("missing_key", {"image": "a.jpg", "caption": "A dog."}),
+        ("missing_key", {"image": "a.jpg", "text": "A dog."}),
+        ("missing_key", {"caption": "A dog."}),
+        ("empty_caption", {"image": "a.jpg", "caption": None}),
+        ("malformed_row", {"image": "a.jpg", "caption": 7}),
+        ("empty_caption", {"query": "What?", "response": None}),
+        ("malformed_row", {"query": "What?", "response": "A dog.", "history": [["What?"]]}),
+        ("malformed_row", {"query": "What?", "response": "A dog.", "history": "none"}),
         ("missing_key", {"messages": [{"role": "user"}]}),
         ("missing_key", {"messages": ["text"]}),
         ("wrong_roles", {"messages": [{"role": "tool", "content": "x"}]}),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import random
 from pathlib import Path
@@ -105,12 +106,24 @@ def test_a_cell_of_a_million_characters_is_one_row(tmp_path):
         (r"is empty", ""),
         (r"is empty", "\ufeff \n"),
         (r"is UTF-16", "image_path,caption\n".encode("utf-16")),
-        (r"is no UTF-8 text: it begins with '.xff.xd8", jpeg()),
+        (r"is a picture; give the file of captions", jpeg()),
+        (r"is an Excel workbook or another zip archive; save the sheet as CSV", b"PK\x03\x04\x14\x00"),
+        (r"is an old Excel workbook", b"\xd0\xcf\x11\xe0\xa1\xb1"),
+        (r"is a Parquet file; write it as CSV", b"PAR1\x15\x04"),
+        (r"is compressed with gzip; unpack it", gzip.compress(b"image_path,caption\n")),
+        (r"is no UTF-8 text: it begins with", b"\x00\x01\x02"),
     ],
 )
 def test_a_csv_that_cannot_be_read_as_a_whole_stops(tmp_path, message, content):
     with pytest.raises(DataFormatError, match=rf"(?s)c\.csv.*{message}"):
         rows_of(tmp_path / "c.csv", content)
+
+
+@pytest.mark.parametrize("separator", ["\t", ";"])
+def test_a_table_may_be_separated_by_what_its_header_shows(tmp_path, separator):
+    table = pd.DataFrame(CAPTIONS, columns=["image_path", "caption"])
+    table.to_csv(tmp_path / "captions.tsv", sep=separator)
+    assert outcomes(list(CaptionsFile(tmp_path / "captions.tsv"))) == [text for _, text in CAPTIONS]
 
 
 # --- JSON ------------------------------------------------------------------------------------
@@ -155,7 +168,10 @@ def test_a_json_file_that_cannot_be_read_as_a_whole_stops(tmp_path, message, con
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(MissingArtifactError, match=r"none\.csv is not there"):
         list(CaptionsFile(tmp_path / "none.csv"))
-    with pytest.raises(MissingArtifactError, match="is a folder"):
+    with pytest.raises(MissingArtifactError, match=r"is a folder.*Name the file in it"):
+        list(CaptionsFile(tmp_path))
+    write(tmp_path / "mine.csv", b"")
+    with pytest.raises(MissingArtifactError, match=r"is a folder.*In it lie: mine\.csv"):
         list(CaptionsFile(tmp_path))
 
 
@@ -227,9 +243,15 @@ def sources_of_the_same_data(folder: Path) -> dict[str, CaptionsFile | CocoCapti
             for name, text in pairs
         ],
     }
+    forms["bare_path"] = [
+        {"conversations": [{"role": "user", "value": name}, {"role": "assistant", "value": text}]}
+        for name, text in pairs
+    ]
+    forms["pandas"] = [{"image_path": name, "caption": text} for name, text in pairs]
     for name, records in forms.items():
         write(pictures / f"{name}.json", json.dumps(records).encode())
     lines = {
+        "query": [{"images": [name], "query": "<image>", "response": text} for name, text in pairs],
         "swift": [{"images": [name], "messages": [{"role": "assistant", "content": text}]} for name, text in pairs],
         "openai": [
             {
@@ -248,7 +270,7 @@ def sources_of_the_same_data(folder: Path) -> dict[str, CaptionsFile | CocoCapti
         "annotations": [{"image_id": int(name[:2]), "caption": text} for name, text in pairs],
     }
     write(folder / "annotations.json", json.dumps(tree).encode())
-    names = ["c.csv", "tutorial.json", "llava.json", "swift.jsonl", "openai.jsonl"]
+    names = ["c.csv", *(f"{name}.json" for name in forms), *(f"{name}.jsonl" for name in lines)]
     return {name: CaptionsFile(pictures / name) for name in names} | {
         "coco": CocoCaptions(folder / "annotations.json", pictures)
     }
@@ -284,6 +306,15 @@ VALUES = st.recursive(
             st.sampled_from(
                 [
                     "id",
+                    "image_path",
+                    "caption",
+                    "query",
+                    "response",
+                    "history",
+                    "system",
+                    "conversation",
+                    "human",
+                    "assistant",
                     "image",
                     "images",
                     "conversations",

@@ -40,7 +40,7 @@ class BaseModelDataset(AbstractDataset[None, BaseModel]):
         self.metadata = metadata
         self._model = named
         # `model` is no path to Kedro, which would make it absolute; a command or notebook may run in a subfolder.
-        self._folder = (find_kedro_project(Path.cwd()) or Path.cwd()) / named
+        self._folder = (find_kedro_project(Path.cwd()) or Path.cwd()) / Path(named).expanduser()
         repository = None if self._folder.is_dir() else parse_repository("model", named)
         self._snapshot = Snapshot(repository) if repository else None
         # One handle for all nodes of a run: its fingerprint is then computed once.

@@ -89,7 +89,7 @@ class CaptionsFileDataset(SourceDataset):
         return CaptionsFile(file)
 
     def _exists(self) -> bool:
-        return bool(self._filepath) and Path(self._filepath or "").is_file()
+        return bool(self._filepath) and expand_home(self._filepath or "").is_file()
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": self._filepath}
@@ -119,10 +119,10 @@ class CocoCaptionsDataset(SourceDataset):
         what = "a COCO captions file such as captions_train2014.json"
         file = require_path(self._filepath, what)
         require_file(file, what)
-        return CocoCaptions(file, file.parent / self._image_folder)
+        return CocoCaptions(file, file.parent / Path(self._image_folder).expanduser())
 
     def _exists(self) -> bool:
-        return bool(self._filepath) and Path(self._filepath or "").is_file()
+        return bool(self._filepath) and expand_home(self._filepath or "").is_file()
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": self._filepath, "image_folder": self._image_folder}
@@ -145,4 +145,10 @@ def require_path(filepath: str | None, what: str) -> Path:
             "`captioned_images` has no file. Give yours on the command line: "
             f'kedro run --params "captions_file=path/to/captions.csv". Required is {what}.'
         )
-    return Path(filepath)
+    return expand_home(filepath)
+
+
+def expand_home(filepath: str) -> Path:
+    """A path whose `~` is the user's folder: a shell leaves the one of `captions_file=~/…` as it is."""
+    _, home, behind = filepath.rpartition("/~/")  # Kedro puts the project's folder before a relative path
+    return Path(f"~/{behind}" if home else filepath).expanduser()

@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 
 _ROOT = "/url:/"
 _ADDRESS = re.compile(r"https?://\S+", re.IGNORECASE)
-_IMAGE_KEYS = ("image", "images", "image_url", "url", "path")
+_IMAGE_KEYS = ("image", "images", "image_path", "image_url", "url", "path")
 _MAX_DEPTH = 8
 """Deeper than any form of a record nests an image."""
 
@@ -40,7 +40,7 @@ def replace_addresses(record: Any, marked: re.Pattern[str]) -> Any:
 
     Args:
         record: of any form; texts that merely mention an address stay as they are.
-        marked: an image inside a text, the reference in its first group.
+        marked: an image inside a text, the reference in whichever group matched.
     """
     return _replace(record, "", marked, 0)
 
@@ -58,5 +58,6 @@ def _replace(value: Any, key: str, marked: re.Pattern[str], depth: int) -> Any:
 
 
 def _replace_marked(match: re.Match[str]) -> str:
-    start, end = match.start(1) - match.start(), match.end(1) - match.start()
-    return f"{match.group()[:start]}{replace_address(match.group(1))}{match.group()[end:]}"
+    group = match.lastindex or 0
+    start, end = match.start(group) - match.start(), match.end(group) - match.start()
+    return f"{match.group()[:start]}{replace_address(match.group(group))}{match.group()[end:]}"

@@ -84,8 +84,9 @@ def require_reachable(repository: Repository, remedy: str) -> None:
             2 * REACH_SECONDS, lambda: requests.head(endpoint, timeout=REACH_SECONDS, allow_redirects=False).close()
         )
     except (requests.RequestException, OSError) as error:
+        needed = "is not on this machine" if repository.kind == "model" else "is read from its hub at every run"
         raise MissingArtifactError(
-            f"The {repository.kind} {repository} is not on this machine and the hub {endpoint} cannot be reached "
+            f"The {repository.kind} {repository} {needed}, and the hub {endpoint} cannot be reached "
             f"({_first_line(error)}). {remedy} Another hub: set MODELSCOPE_ENDPOINT."
         ) from error
 

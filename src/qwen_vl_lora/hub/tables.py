@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ class HubTable:
         from modelscope.msdatasets import MsDataset
 
         try:
-            with hub_faults(self.repository):
+            with hub_faults(self.repository), _resumed_downloads():
                 return MsDataset.load(
                     self.repository.id,
                     subset_name=self.subset,
@@ -165,3 +166,27 @@ class HubTable:
                 f"The dataset {self.repository} ({self.subset or 'only subset'}, split {self.split}) could not be "
                 f"read: {type(error).__name__}: {' '.join(str(error).split())[:300]}. {_REMEDY}"
             ) from error
+
+
+@contextmanager
+def _resumed_downloads() -> Iterator[None]:
+    """Let the client go on with a file of the hub where an earlier download ended.
+
+    It can, and offers no setting for it. Only for files of the hub: what a script fetches elsewhere has no hash in
+    the listing that would tell a server which gave the whole file once more from one that gave the rest.
+    """
+    from modelscope.msdatasets.utils import hf_datasets_util
+
+    original = hf_datasets_util.get_from_cache_ms
+    hub = f"{hub_config().endpoint}/"
+
+    def get(url: str, *arguments: Any, **settings: Any) -> str:
+        resumed = {"resume_download": True} if url.startswith(hub) else {}
+        path: str = original(url, *arguments, **{**settings, **resumed})
+        return path
+
+    hf_datasets_util.get_from_cache_ms = get
+    try:
+        yield
+    finally:
+        hf_datasets_util.get_from_cache_ms = original

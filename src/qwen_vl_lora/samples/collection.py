@@ -114,7 +114,12 @@ def collect(
     def check(row: SourceSample | Rejection) -> _Checked | Rejection:
         return _check_row(row, stage, captions.collapse_whitespace)
 
-    for checked in map_in_order(check, take_rows(source, captions), _num_threads()):
+    from tqdm import tqdm
+
+    checked_rows = map_in_order(check, take_rows(source, captions), _num_threads())
+    for checked in tqdm(
+        checked_rows, total=captions.num_rows, desc="collect_samples", unit="row", leave=False, disable=None
+    ):
         gathered.add(checked)
     gathered.require_good_share(quarantine.max_share)
     return gathered.to_outputs(folders)

@@ -104,8 +104,12 @@ class ImageStage:
         self._folders = folders
         self._content_folder = folders.files.relative_to(folders.project).as_posix()
         self._limits = limits
-        allowed = (folders.project, *source_folders, *(folders.project / root for root in limits.allowed_roots))
-        self._allowed_roots = tuple(dict.fromkeys(os.path.realpath(Path(root).expanduser()) for root in allowed))
+        allowed = (
+            folders.project,
+            *source_folders,
+            *(folders.project / Path(root).expanduser() for root in limits.allowed_roots),
+        )
+        self._allowed_roots = tuple(dict.fromkeys(os.path.realpath(root) for root in allowed))
         self._lock = threading.Lock()
         self._by_content: dict[str, Picture | _Fault | Exception | threading.Event] = {}
         self._by_path: dict[str, Picture | _Fault] = {}

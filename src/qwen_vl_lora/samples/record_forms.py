@@ -1,17 +1,22 @@
 """Forms of one JSON record, read into images and turns.
 
     tutorials   {"id", "conversations": [{"from": "user", "value": "Text <|vision_start|>PATH<|vision_end|>"}, …]}
+                {"id", "conversations": [{"role": "user", "value": PATH}, …]}
     LLaVA       {"id", "image": PATH, "conversations": [{"from": "human", "value": "<image>\\nText"}, …]}
     ms-swift    {"images": [PATH, …], "messages": [{"role": "user", "content": "<image>Text"}, …]}
+                {"images": [PATH, …], "query": "<image>Text", "response": …, "history": [[query, response], …]}
+                {"images": [PATH, …], "conversation": [{"human": "<image>Text", "assistant": …}, …]}
     OpenAI      {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PATH}}, …]}, …]}
+    caption     {"image_path": PATH, "caption": …}, as the columns of a CSV
 
-Turns may also be assistant alone, with an image beside them: then they are a caption.
+Each may hold a `system` text beside its turns. Turns may also be assistant alone, with an image beside
+them: then they are a caption. Images without any place in the turns come before the first question.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +33,14 @@ _ROLES: dict[str, Role] = {
     "gpt": "assistant",
 }
 
-_PLACE = re.compile(f"{re.escape(MARKER_START)}(.*?){re.escape(MARKER_END)}|{re.escape(IMAGE_SLOT)}", re.DOTALL)
+MARKED = re.compile(f"{re.escape(MARKER_START)}(.*?){re.escape(MARKER_END)}|<img>(.*?)</img>", re.DOTALL)
+"""A path inside a text, between the tutorials' markers or Qwen-VL's older ones."""
+
+_PLACE = re.compile(f"{MARKED.pattern}|{re.escape(IMAGE_SLOT)}", re.DOTALL)
 """Where an image goes: a marker around its path, or a slot for the next of the record's images."""
 
-_OTHERS_PLACE = re.compile(r"<img>.*?</img>", re.DOTALL)
-"""Of the first Qwen-VL: as plain text the question would lose its picture without a word."""
+_BARE_PATH = re.compile(r"(\S+|/.*)\.(jpe?g|png|webp|bmp|gif)", re.IGNORECASE)
+"""A user turn that is nothing but a path. A blank in a relative path would make a question of it."""
 
 _QWEN_PAD = "<|image_pad|>"
 
@@ -47,34 +55,91 @@ def read_record(record: Any, row: int, folder: Path) -> tuple[str, tuple[bytes |
     """
     if not isinstance(record, dict):
         raise _malformed(f"A record must be a JSON object; came {_shown(record)}.")
-    named = iter(_named_images(record))
+    beside = _named_images(record)
+    named = iter(beside)
     references: list[str] = []
     turns = tuple(_read_turn(message, named, references) for message in _messages(record))
-    references.extend(named)  # more images than slots: the count is checked with the turns
+    if not beside and not references:
+        turns = _read_bare_path(turns, references)
+    unplaced = list(named)
+    if unplaced:
+        turns = _place_first(turns, len(unplaced))
+        references.extend(unplaced)
     images = tuple(resolve_reference(reference.strip(), folder) for reference in references)
     return _record_id(record, references, row, folder), images, turns
 
 
 def _messages(record: dict[str, Any]) -> list[tuple[Any, Any]]:
     """Role and content of every turn, whatever the form calls them."""
-    for key, role, content in (("conversations", "from", "value"), ("messages", "role", "content")):
+    system = record.get("system")
+    beside = [("system", system)] if isinstance(system, str) and system.strip() else []
+    for key in ("conversations", "messages", "conversation"):
         turns = record.get(key)
         if turns is None:
             continue
         if not isinstance(turns, list) or not turns:
             raise _malformed(f"`{key}` must be a list of turns; came {_shown(turns)}.")
-        for turn in turns:
-            if not isinstance(turn, dict) or not {role, content} <= set(turn):
-                raise RowError("missing_key", f"A turn of `{key}` needs `{role}` and `{content}`; came {_shown(turn)}.")
-        return [(turn[role], turn[content]) for turn in turns]
-    raise RowError("missing_key", f"A record needs `conversations` or `messages`; it has {_shown(sorted(record))}.")
+        return [*beside, *(message for turn in turns for message in _messages_of_turn(key, turn))]
+    if {"query", "response"} <= set(record):
+        return [*beside, *_messages_of_query(record)]
+    if _is_caption(record):
+        return [*beside, ("assistant", record["caption"])]
+    raise RowError(
+        "missing_key",
+        "A record needs `conversations`, `messages`, `query` and `response`, or `image_path` and `caption`; "
+        f"it has {_shown(sorted(record))}.",
+    )
+
+
+def _messages_of_turn(key: str, turn: Any) -> list[tuple[Any, Any]]:
+    """One turn, or the two that ms-swift's ShareGPT form keeps together."""
+    names = set(turn) if isinstance(turn, dict) else set()
+    if {"human", "assistant"} <= names:
+        return [("user", turn["human"]), ("assistant", turn["assistant"])]
+    for role, content in (("from", "value"), ("role", "content"), ("role", "value")):
+        if {role, content} <= names:
+            return [(turn[role], turn[content])]
+    raise RowError(
+        "missing_key", f"A turn of `{key}` needs `role` and `content`, or `from` and `value`; came {_shown(turn)}."
+    )
+
+
+def _messages_of_query(record: dict[str, Any]) -> list[tuple[Any, Any]]:
+    history = record.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise _malformed(f"`history` must be a list of pairs of query and response; came {_shown(history)}.")
+    pairs = [*history, [record["query"], record["response"]]]
+    return [message for query, response in pairs for message in (("user", query), ("assistant", response))]
+
+
+def _is_caption(record: dict[str, Any]) -> bool:
+    return "caption" in record and any(key in record for key in ("image_path", "image", "images"))
+
+
+def _read_bare_path(turns: Sequence[Turn], references: list[str]) -> tuple[Turn, ...]:
+    """Turns whose first question is nothing but a path, with that image in its place."""
+    first = next((place for place, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None or not _BARE_PATH.fullmatch(turns[first].text.strip()):
+        return tuple(turns)
+    references.append(turns[first].text)
+    return (*turns[:first], Turn("user", IMAGE_SLOT), *turns[first + 1 :])
+
+
+def _place_first(turns: Sequence[Turn], num_images: int) -> tuple[Turn, ...]:
+    """Turns with slots before the first question; as they are when they hold slots of their own, or ask nothing."""
+    questions = [place for place, turn in enumerate(turns) if turn.role == "user"]
+    if not questions or any(IMAGE_SLOT in turns[place].text for place in questions):
+        return tuple(turns)  # the count of slots and images is checked with the turns
+    first = questions[0]
+    return (*turns[:first], Turn("user", IMAGE_SLOT * num_images + turns[first].text), *turns[first + 1 :])
 
 
 def _named_images(record: dict[str, Any]) -> list[str]:
-    """Paths under `image` or `images`, as text or as ms-swift's `{"path": …}` and `{"url": …}`."""
-    found = record.get("image") if record.get("images") is None else record["images"]
-    if found is None:
+    """Paths under `images`, `image` or `image_path`, as text or as ms-swift's `{"path": …}` and `{"url": …}`."""
+    given = [record[key] for key in ("images", "image", "image_path") if record.get(key) is not None]
+    if not given:
         return []
+    found = given[0]
     return [_reference_of(image) for image in (found if isinstance(found, list) else [found])]
 
 
@@ -118,14 +183,9 @@ def _read_item(item: Any, role: Role, named: Iterator[str], references: list[str
 def _read_text(text: str, role: Role, named: Iterator[str], references: list[str]) -> str:
     if role != "user" or "<" not in text:
         return text
-    if _OTHERS_PLACE.search(text):
-        raise RowError(
-            "placeholder_mismatch",
-            f"The text holds <img>…</img>, which is another program's form. Write {IMAGE_SLOT}, the picture beside.",
-        )
 
     def to_slot(place: re.Match[str]) -> str:
-        path = place.group(1)
+        path = place.group(1) if place.group(1) is not None else place.group(2)
         references.extend(_next_of(named) if path is None or path.strip() == _QWEN_PAD else [path])
         return IMAGE_SLOT
 
@@ -140,6 +200,8 @@ def _next_of(named: Iterator[str]) -> list[str]:
 
 def _record_id(record: dict[str, Any], references: list[str], row: int, folder: Path) -> str:
     own = record.get("id")
+    if own is None and _is_caption(record):  # as in a CSV, rows of one picture share it
+        own = record.get("image_id")
     if isinstance(own, str | int) and not isinstance(own, bool):
         return str(own)
     if own is not None:

@@ -8,7 +8,6 @@ a `SourceSample` or a `Rejection` for every row. What makes a whole file unreada
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,7 @@ from typing import IO, Any
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.hub.addresses import replace_address, replace_addresses
-from qwen_vl_lora.samples.conversations import MARKER_END, MARKER_START
-from qwen_vl_lora.samples.record_forms import read_record
+from qwen_vl_lora.samples.record_forms import MARKED, read_record
 from qwen_vl_lora.samples.records import Rejection, RowError, SourceSample, Turn
 from qwen_vl_lora.samples.references import id_from_reference, resolve_reference
 from qwen_vl_lora.samples.tables import read_table, require_text
@@ -27,8 +25,6 @@ FORMS = (
     "CSV with the columns image_path and caption, the tutorials' JSON, LLaVA or ShareGPT JSON, "
     "or JSON Lines with messages and images"
 )
-
-_MARKED = re.compile(f"{re.escape(MARKER_START)}(.*?){re.escape(MARKER_END)}", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ class CaptionsFile:
 
     def _read_json_row(self, row: int, record: Any) -> SourceSample | Rejection:
         if self.read_addresses:
-            record = replace_addresses(record, _MARKED)
+            record = replace_addresses(record, MARKED)
         image_id = ""
         try:
             image_id, images, turns = read_record(record, row, self.folders[0])
@@ -177,9 +173,13 @@ class CocoCaptions:
 
 def require_file(file: Path, what: str) -> None:
     """Raises: MissingArtifactError when there is no such file."""
-    if not file.is_file():
-        found = "is a folder" if file.is_dir() else "is not there"
-        raise MissingArtifactError(f"The captions file {file} {found}; required is {what}. Check the path.")
+    if file.is_file():
+        return
+    if not file.is_dir():
+        raise MissingArtifactError(f"The captions file {file} is not there; required is {what}. Check the path.")
+    inside = sorted(path.name for path in file.iterdir() if path.suffix.lower() in (".csv", ".tsv", ".json", ".jsonl"))
+    remedy = f"In it lie: {', '.join(inside[:5])}. Name one of them." if inside else "Name the file in it."
+    raise MissingArtifactError(f"The captions file {file} is a folder; required is {what}. {remedy}")
 
 
 def _first_character(opened: IO[bytes], file: Path) -> str:

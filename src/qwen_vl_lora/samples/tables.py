@@ -22,6 +22,16 @@ MAX_CELL_CHARACTERS = 64 * 2**20
 _DELIMITERS = ",;\t"
 """Spreadsheets write the second where the comma divides decimals, and the third when cells are copied."""
 
+_OTHER_FILES = (
+    (b"PK\x03\x04", "an Excel workbook or another zip archive; save the sheet as CSV UTF-8, or unpack the archive"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook; save the sheet as CSV UTF-8"),
+    (b"PAR1", "a Parquet file; write it as CSV: pandas.read_parquet(file).to_csv(new_file, index=False)"),
+    (b"\x1f\x8b", "compressed with gzip; unpack it: gunzip"),
+    (b"\xff\xd8\xff", "a picture; give the file of captions that names it"),
+    (b"\x89PNG", "a picture; give the file of captions that names it"),
+)
+"""How files that people take for a table begin, and what to do with them."""
+
 _WRITE_CSV = "Quote cells as CSV demands, as pandas' to_csv does"
 
 
@@ -34,6 +44,9 @@ def require_text(opened: IO[bytes], file: Path) -> bytes:
     start = opened.read(4096)
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataFormatError(f"{file} is UTF-16. Save it as UTF-8.")
+    for signature, found in _OTHER_FILES:
+        if start.startswith(signature):
+            raise DataFormatError(f"{file} is {found}.")
     if b"\0" in start[:16]:
         raise DataFormatError(
             f"{file} is no UTF-8 text: it begins with {start[:16].decode('latin-1')!a}. Save UTF-16 as UTF-8, and "

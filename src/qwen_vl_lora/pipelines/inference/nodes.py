@@ -42,7 +42,7 @@ def caption_pictures(
             "inference.images names no pictures. Give a folder, a picture, or a CSV with the column image_path: "
             'kedro run --pipeline inference --params "inference.images=path/to/folder".'
         )
-    gathered = gather_pictures([Path(inference.images)], image, recursive=inference.recursive)
+    gathered = gather_pictures([Path(inference.images).expanduser()], image, recursive=inference.recursive)
     from qwen_vl_lora.scoring.inference import Captioner, CaptionNotes, caption_gathered
     from qwen_vl_lora.scoring.settings import CaptionSettings
 
