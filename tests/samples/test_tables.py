@@ -83,7 +83,7 @@ def test_bytes_that_are_not_utf8_spoil_their_own_record(tmp_path):
     [
         ("is UTF-16", HEADER.encode("utf-16")),
         (r"is no UTF-8 text: it begins with 'i\\x00m", HEADER.encode("utf-16-le")),
-        (r"is no UTF-8 text: it begins with 'PK.*spreadsheet as CSV UTF-8", b"PK\x03\x04\x14\x00\x06\x00"),
+        (r"is an Excel workbook or another zip archive; save the sheet as CSV UTF-8", b"PK\x03\x04\x14\x00\x06\x00"),
         ("first line has: Image_Path, Caption.*in lower case", "Image_Path,Caption\na.jpg,x\n"),
         ("first line has: a.jpg, A dog", "a.jpg,A dog.\n"),
         ("first line has: sep=;", "sep=;\nimage_path;caption\n"),
