@@ -43,14 +43,26 @@ def animation(image_format: str) -> bytes:
     return encode(frames[0], image_format, save_all=True, append_images=frames[1:])
 
 
-def png_of_declared_size(width: int, height: int) -> bytes:
-    """A PNG whose header promises a size and whose data is a few bytes: a decompression bomb in small."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 10)), (b"IEND", b"")]
+def png_of(width: int, height: int, rows: bytes, *, depth: int = 8, colour: int = 2, **chunks: bytes) -> bytes:
+    """A PNG of given parts, for what Pillow does not write; `rows` each begin with a filter byte."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    extra = [(name.encode(), data) for name, data in chunks.items()]
+    parts = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
     )
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def png_of_declared_size(width: int, height: int) -> bytes:
+    """A PNG whose header promises a size and whose data is a few bytes: a decompression bomb in small."""
+    return png_of(width, height, b"\0" * 10)
+
+
+def jpeg_with(segment: bytes, marker: int = 0xE1) -> bytes:
+    """A JPEG with one more segment in front, such as EXIF of any bytes."""
+    plain = jpeg()
+    return plain[:2] + struct.pack(">BBH", 0xFF, marker, len(segment) + 2) + segment + plain[2:]
 
 
 def write(file: Path, data: bytes) -> Path:

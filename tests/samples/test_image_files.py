@@ -12,7 +12,18 @@ from PIL import Image, ImageCms
 from qwen_vl_lora.samples.image_files import inspect_image, open_image
 from qwen_vl_lora.samples.looks import MAX_DISTANCE
 from qwen_vl_lora.samples.records import RowError
-from samples.pictures import ORIENTATION, animation, encode, image_parameters, jpeg, picture, png, png_of_declared_size
+from samples.pictures import (
+    ORIENTATION,
+    animation,
+    encode,
+    image_parameters,
+    jpeg,
+    jpeg_with,
+    picture,
+    png,
+    png_of,
+    png_of_declared_size,
+)
 
 HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
 
@@ -186,10 +197,24 @@ ORIGINALS = [
     animation("GIF"),
     animation("WEBP"),
     animation("PNG"),
+    encode(picture(3), "MPO", save_all=True, append_images=[picture(4)]),
+    png_of(2, 2, b"\0\xff\xff\x80\0\0\0\0\x01\0\0\x01\x01" * 2, depth=16),
+    png_of(4, 2, b"\0\x0f\xf0" * 2, depth=4, colour=0, tRNS=b"\0\x0f"),
+    png_of(
+        40,
+        30,
+        (b"\0" + b"\7\0\xff" * 40) * 30,
+        iCCP=b"x\0\0no zlib",
+        eXIf=b"II*\0\x08\0\0\0\xff\xff",
+        zTXt=b"k\0\0junk",
+    ),
+    jpeg_with(b"Exif\0\0MM\0*\xff\xff\xff\xff"),
+    jpeg_with(b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'),
 ]
-"""A file of every kind that is read: baseline and progressive, turned, in CMYK, 16 bits deep, transparent, moving."""
+"""A file of every kind that is read: baseline and progressive, turned, in CMYK, 16 bits deep, transparent, moving, of
+two views, with colour profiles, EXIF and texts that are broken themselves."""
 
-FUZZING_SEED = 20261121
+FUZZING_SEED = 20261125
 NUM_MUTATIONS = 1_000_000
 
 

@@ -74,7 +74,7 @@ class CaptionsFile:
             yield self._read_json_row(row, record)
 
     def _rows_of_lines(self, opened: IO[bytes]) -> Iterator[SourceSample | Rejection]:
-        lines = (line for line in opened if line.strip())
+        lines = (line for line in opened if line.removeprefix(b"\xef\xbb\xbf").strip())
         for row, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line.decode("utf-8-sig"))
