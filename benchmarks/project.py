@@ -63,7 +63,7 @@ def open_workspace(job: Job) -> Workspace:
 def train(job: Job) -> dict[str, Any]:
     """`encode_images` and `train_adapter`, from the JSON of conversations to the adapter's directory."""
     workspace, images = open_workspace(job), open_images(job.data, "train")
-    directory, _, summary, _ = call_node(
+    directory, _, summary, *_ = call_node(
         train_adapter,
         Parameters.model_validate(job.parameters),
         base_model=BaseModel(name="base", path=job.base_path),

@@ -1,6 +1,16 @@
 """`python -m qwen_vl_lora` and `qwen-vl-lora`."""
 
-from qwen_vl_lora.cli import main
+import logging
+
+
+def main() -> None:
+    """Entry point. What a command prints is its result alone: Kedro, at its import, logs to standard output."""
+    logging.disable(logging.INFO)
+    from qwen_vl_lora.cli import main as run
+
+    logging.disable(logging.NOTSET)
+    run()
+
 
 if __name__ == "__main__":
     main()

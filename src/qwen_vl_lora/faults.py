@@ -113,7 +113,8 @@ def _memory_message(error: BaseException) -> str:
         figures = said.partition(" If reserved")[0].partition(" Process ")[0]
         return (
             f"The GPU's memory is too small for this run: {figures} {_WHOLE} Set per_device_train_batch_size: auto or "
-            "lower it, set training_args.gradient_checkpointing: true, or take a smaller image size."
+            "lower it, set training_args.gradient_checkpointing: true or quantization: nf4, or take a smaller image "
+            "size; in captioning, lower generation.batch_size."
         )
     asked = _ASKED_BYTES.search(said)
     wanted = f"{shown_bytes(int(asked[1]))} were asked for at once. " if asked else f"{said}. " if said else ""

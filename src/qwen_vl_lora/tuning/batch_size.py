@@ -70,7 +70,7 @@ def _largest_that_fits(
         size //= 2
     raise DeviceError(
         f"One caption of {len(longest[0].ids)} tokens does not fit in memory ({_free_bytes(model.device) / 2**30:.1f} "
-        "GiB free). Lower the image size or lora.r, set gradient_checkpointing: true, or use bf16."
+        "GiB free). Lower the image size or lora.r, set gradient_checkpointing: true, use bf16, or quantization: nf4."
     )
 
 

@@ -35,6 +35,7 @@ from qwen_vl_lora.tuning.collator import ForwardPass, RowCollator, to_device
 from qwen_vl_lora.tuning.interruption import train_on
 from qwen_vl_lora.tuning.rows import Row, StepSampler, plan_passes, share_groups
 from qwen_vl_lora.tuning.settings import TrainingSettings
+from qwen_vl_lora.tuning.shortage import answered_shortage
 from qwen_vl_lora.tuning.trainer import LOG_COLUMNS, CaptionTrainer, read_log, tell_rows
 
 logger = logging.getLogger(__name__)
@@ -119,11 +120,11 @@ def fit_adapter(
     size = _batch_size(model, train, collator, settings, job)
     trainer = build_trainer(model, train, validation, collator, settings, size, job.folder)
     first = collator(first_pass(train, settings, size))
-    check_pictures_reach_the_model(model, first, device)
-
     if on_log is not None:
         tell_rows(trainer, checkpoint, on_log)
-    train_on(trainer, checkpoint)
+    with answered_shortage(base_model, train, settings, size):
+        check_pictures_reach_the_model(model, first, device)
+        train_on(trainer, checkpoint)
     check_vision_is_untouched(model, settings.vision)
 
     log = read_log(trainer.state.log_history)
@@ -251,8 +252,7 @@ def _enable_checkpointing(model: Any) -> None:
 
 def captions_per_device(settings: TrainingSettings) -> int:
     """Captions of one optimizer step on one device."""
-    size = settings.training_args.per_device_train_batch_size
-    return (1 if size == "auto" else size) * settings.training_args.gradient_accumulation_steps
+    return settings.training_args.captions_per_step
 
 
 def _batch_size(

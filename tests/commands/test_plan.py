@@ -1,0 +1,143 @@
+"""`qwen-vl-lora plan` foresees what training does, needs no weights, and writes nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from kedro.framework.startup import bootstrap_project
+
+from command_line import make_project
+from finished_project import SLICE, finished_project
+from qwen_vl_lora.commands.plan import plan as command
+from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
+
+SAME = ",".join(
+    f"{group}.{key}={value}"
+    for group, values in SLICE.items()
+    if isinstance(values, dict)
+    for key, value in values.items()
+)
+"""The settings of the finished run, as `--params` takes them."""
+
+
+@pytest.fixture
+def finished(tmp_path_factory, base_path):
+    return finished_project(tmp_path_factory.getbasetemp(), base_path("qwen2_vl"))
+
+
+@pytest.fixture
+def plan(monkeypatch, tmp_path):
+    """`plan(project, *arguments)`: what it prints."""
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(project, *arguments):
+        monkeypatch.chdir(project)
+        bootstrap_project(project)
+        result = CliRunner().invoke(command, list(arguments))
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.output[result.output.index("{") :] if "--json" in arguments else result.output
+
+    return call
+
+
+def newest(project, path):
+    folder = project / "data" / path
+    return sorted(folder.iterdir())[-1] / folder.name
+
+
+def files(project):
+    return {path for path in project.rglob("*") if path.is_file() and "logs" not in path.parts}
+
+
+def test_a_plan_foresees_what_the_training_then_did(finished, plan):
+    before = files(finished)
+    foreseen = json.loads(plan(finished, "--json", "--params", SAME))
+    summary = json.loads(newest(finished, "08_reporting/tiny/training_summary.json").read_text())
+    split = json.loads(newest(finished, "05_model_input/tiny/split_summary.json").read_text())
+    assert foreseen["steps"] == summary["steps"]
+    assert foreseen["samples"] == {name: split["samples"][name] for name in ("train", "validation", "test")}
+    assert foreseen["trainable_parameters"] == summary["trainable_parameters"]
+    assert foreseen["speed"]["samples_per_second"] == summary["samples_per_second"]
+    shown = foreseen["samples"]["train"] * summary["epochs"] / summary["samples_per_second"]
+    assert foreseen["seconds"] == pytest.approx(shown)
+    shards = sum(path.stat().st_size for path in (finished / "data/04_feature").rglob("*.safetensors"))
+    assert foreseen["features"] < shards < foreseen["features"] + 300 * foreseen["pictures"]
+    assert foreseen["image_tokens"]["max"] == 16
+    preview = json.loads(newest(finished, "08_reporting/tiny/batch_preview.json").read_text())
+    assert foreseen["tokens"]["min"] <= preview["rows"][0]["tokens"]
+    assert foreseen["data"].startswith("train_conversations 2")
+    assert files(finished) == before
+
+
+def test_before_any_run_the_source_gives_the_same_numbers(finished, plan, tmp_path, base_path):
+    fresh = make_project(tmp_path / "fresh")
+    before = files(fresh)
+    given = f"{SAME},base_model={base_path('qwen2_vl')}"
+    ahead = json.loads(plan(fresh, "--json", "--params", given))
+    behind = json.loads(plan(finished, "--json", "--params", SAME))
+    for name in ("pictures", "image_tokens", "features", "trainable_parameters", "samples_per_step"):
+        assert ahead[name] == behind[name], name
+    assert sum(ahead["samples"].values()) == sum(behind["samples"].values()) == 60
+    assert (ahead["data"], ahead["seconds"]) == ("the source, read now", None)
+    assert files(fresh) == before
+
+
+def test_samples_that_max_length_would_leave_out_are_named(finished, plan):
+    tokens = json.loads(plan(finished, "--json"))["tokens"]
+    limit = tokens["median"]
+    foreseen = json.loads(plan(finished, "--json", "--params", f"max_length={limit}"))
+    assert foreseen["too_long"]
+    assert foreseen["stops_on_too_long"]
+    assert f"longer than max_length    │ {len(foreseen['too_long'])}: identity_" in plan(
+        finished, "--params", f"max_length={limit}"
+    )
+    with pytest.raises(DataFormatError, match="None of .* fits in max_length 5"):
+        plan(finished, "--params", "max_length=5")
+
+
+def test_a_recipe_whose_base_and_data_are_elsewhere_is_planned_by_published_sizes(plan, tmp_path):
+    fresh = make_project(tmp_path / "fresh")
+    recipe = ("--env", "qwen2_vl_2b_coco", "--samples-per-second", "8")
+    foreseen = json.loads(plan(fresh, "--json", *recipe, "--gpu-memory", "6GB"))
+    assert (foreseen["steps"], foreseen["samples"]["train"], foreseen["seconds"]) == (62, 496, 124.0)
+    assert foreseen["image_tokens"]["max"] == 100
+    assert foreseen["trainable_parameters"] == 73_859_072
+    assert foreseen["features"] == 500 * 100 * 1536 * 2
+    assert foreseen["download"] == pytest.approx(4.43e9, rel=0.01)
+    assert foreseen["tokens_are_estimated"]
+    fits = {need["batch_size"]: need["fits"] for need in foreseen["memory"]}
+    assert fits == dict.fromkeys((1, 2, 4, 8, 16), False)
+    assert {change["setting"]: change["bytes"] < 6 * 2**30 for change in foreseen["changes"]}["quantization: nf4"]
+    page = plan(fresh, *recipe, "--gpu-memory", "24GB")
+    assert "fits ← configured" in page
+    assert "does not fit" not in page
+    assert "124 s at 8 samples/s (stated)" in page
+
+
+def test_an_unknown_base_that_is_elsewhere_is_refused(plan, tmp_path):
+    fresh = make_project(tmp_path / "fresh")
+    with pytest.raises(MissingArtifactError, match="sizes are known of Qwen/Qwen2-VL-2B-Instruct, .* only"):
+        plan(fresh, "--params", "base_model=Somebody/Else")
+    with pytest.raises(MissingArtifactError, match="Base model .*nowhere/else is not there"):
+        plan(fresh, "--params", "base_model=data/nowhere/else")
+
+
+def test_a_size_is_read_as_cards_are_sold(plan, tmp_path):
+    fresh = make_project(tmp_path / "fresh")
+    recipe = ("--json", "--env", "qwen2_vl_2b_coco", "--gpu-memory")
+    sizes = [json.loads(plan(fresh, *recipe, text))["gpu_memory"] for text in ("24GB", "24 GiB", "24")]
+    assert sizes == [24 * 2**30] * 3
+    assert "'much' is no size; write 24GB" in plan(fresh, "--gpu-memory", "much")
+
+
+def test_standard_output_is_json_alone(finished):
+    line = [sys.executable, "-m", "qwen_vl_lora", "plan", "--json"]
+    done = subprocess.run(line, cwd=finished, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] > 0
+    assert Path(finished).is_dir()
