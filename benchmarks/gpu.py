@@ -1,6 +1,7 @@
 """`make bench-gpu`: the tutorials' job at full size, random weights, against the same method on the same GPU.
 
     python -m benchmarks.gpu [--only 2b,7b] [--repeats N] [--peak-tflops 989]
+    python -m benchmarks.gpu --quick --out /tmp/quick    # toy sizes on a CPU: shows that everything runs
 
 Each side runs in a process of its own, with everything of `bench`: fresh caches, checks, medians.
 MFU is model FLOPs / (seconds x peak FLOPs), counted for the plain method on both sides, so that
@@ -21,6 +22,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -72,15 +74,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="2b,7b", help="2b, 7b or both")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--peak-tflops", type=float, default=H200_BF16_TFLOPS, help="dense bf16 peak of the GPU")
+    parser.add_argument("--quick", action="store_true", help="toy sizes on a CPU, which measure nothing")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
-    results: Record = {"commit": current_commit(PROJECT), "machine": f"{describe_gpu()}; {describe_machine()}"}
-    results |= {"threads": 8, "versions": versions(), "peak_tflops": options.peak_tflops, "workloads": {}}
-    file = RESULTS / f"{results_name(results['machine'])}.json"
+    machine = describe_machine() if options.quick else f"{describe_gpu()}; {describe_machine()}"
+    results: Record = {"commit": current_commit(PROJECT), "machine": machine, "threads": 1 if options.quick else 8}
+    results |= {"versions": versions(), "peak_tflops": options.peak_tflops, "workloads": {}}
+    file = options.out / f"{results_name(machine)}{'-quick' if options.quick else ''}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="qwen-vl-lora-bench-") as root:
         bench = Bench(Path(root), results["threads"])
         for name in options.only.split(","):
-            job = JOBS[name]
+            job = replace(JOBS[name].toy(), dtype="float32", device="cpu") if options.quick else JOBS[name]
             measured = bench.measure(job, options.repeats)
             results["workloads"][job.key] = {**measured, **utilization(job, measured, options.peak_tflops)}
             write_json(file, results)

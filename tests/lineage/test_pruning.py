@@ -21,7 +21,7 @@ def history(tmp_path):
     def place(name, version, recipe):
         return f"data/05_model_input/{recipe}/{name}/{version}/{name}"
 
-    def make(run_id, wrote, read=None, stage="data_engineering", recipe="tiny", reads_of=None, base=None, key=None):
+    def make(run_id, wrote, read=None, stage="data_engineering", recipe="tiny", reads_of=None, base=None, key=None, parent=None):
         named = {
             name: {"version": version, "path": place(name, version, reads_of or recipe)}
             for name, version in (read or {}).items()
@@ -34,6 +34,7 @@ def history(tmp_path):
             path.mkdir(parents=True)
             if name == "adapter":
                 text = {"base_model": {"name": base or "owner/hub@1"}, "run": {"read": named}}
+                text["parent"] = {"path": place("adapter", parent, recipe)} if parent else None
                 (path / "adapter_record.json").write_text(json.dumps(text))
             written[name] = {"version": run_id, "path": place(name, run_id, recipe)}
         facts = {
@@ -56,6 +57,15 @@ def removed(project, keep=1, keep_runs=()):
     return {
         str(removal.path.relative_to(project / "data")) for removal in plan_removals(project, "tiny", keep, keep_runs)
     }
+
+
+def test_the_parent_of_a_kept_adapter_stays(tmp_path, history):
+    history("d1", DATA)
+    history("t1", ["adapter"], {"train_conversations": "d1"}, "training")
+    history("t2", ["adapter"], {"train_conversations": "d1"}, "training", parent="t1")
+    assert "05_model_input/tiny/adapter/t1" not in removed(tmp_path)
+    history("t3", ["adapter"], {"train_conversations": "d1"}, "training")
+    assert "05_model_input/tiny/adapter/t1" in removed(tmp_path)
 
 
 def test_versions_that_only_dropped_adapters_used_go(tmp_path, history):

@@ -119,3 +119,11 @@ def test_an_image_token_that_the_model_does_not_know_is_refused(copied):
     edit_config(folder, image_token_id=3)
     with pytest.raises(BaseModelError, match="image_token_id 3"):
         BaseModel("tiny", folder).load_processor()
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_another_attention_is_that_of_the_language_model_alone(base_path, family):
+    """`eager` stands in for flash-attention, which takes a GPU."""
+    model = BaseModel("tiny", base_path(family)).load_model("float32", "cpu", attention="eager").model
+    assert model.language_model.layers[0].self_attn.config._attn_implementation == "eager"
+    assert model.visual.config._attn_implementation == "sdpa"

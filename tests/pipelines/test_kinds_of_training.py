@@ -77,7 +77,8 @@ def test_training_goes_on_from_an_adapter_and_its_record_names_the_parent(run, n
     run("training", init_adapter=version, **still)
     child = newest(ADAPTER)
     assert child != parent
-    named = {"init_adapter": version, "sha256": file_sha256(parent / "adapter_model.safetensors")}
+    place = parent.relative_to(project).as_posix()
+    named = {"path": place, "sha256": file_sha256(parent / "adapter_model.safetensors")}
     assert record(child)["parent"] == {**named, "run": record(parent)["run"]["id"]}
     assert record(parent)["parent"] is None
     for name, value in weights(parent).items():
@@ -89,7 +90,7 @@ def test_training_goes_on_from_an_adapter_and_its_record_names_the_parent(run, n
     )
     assert job["init_adapter"] == named["sha256"]
     run("training", init_adapter=str(parent), lora={"lora_dropout": 0.3}, **still)
-    assert record(newest(ADAPTER))["parent"]["sha256"] == named["sha256"]
+    assert record(newest(ADAPTER))["parent"] == record(child)["parent"]
 
 
 def test_an_adapter_of_another_shape_or_base_is_refused_with_every_difference(run, newest, base_path):

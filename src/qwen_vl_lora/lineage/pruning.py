@@ -97,7 +97,7 @@ class NamedByAdapters:
     """What the adapters' own records name, whatever run records say or lack.
 
     Attributes:
-        places: files and folders that were read, the base model among them.
+        places: files and folders that were read, the base model and the adapter that one went on from among them.
         feature_keys: keys of stored features.
     """
 
@@ -116,6 +116,7 @@ class NamedByAdapters:
                 record = json.loads(file.read_text(encoding="utf-8"))
                 read = record.get("run", {}).get("read", {})
                 paths = [artifact["path"] for artifact in read.values() if artifact.get("path")]
+                paths += [record["parent"]["path"]] if record.get("parent") else []
             except (ValueError, AttributeError) as error:
                 raise DataFormatError(
                     f"{file} cannot be read ({error}), so what its adapter needs is unknown and nothing is removed. "

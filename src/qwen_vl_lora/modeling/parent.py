@@ -25,10 +25,10 @@ class ParentAdapter:
     """An adapter whose weights a training starts from.
 
     Attributes:
-        named: what `init_adapter` says.
+        place: its directory as the child's record names it: relative to the project where it lies in it.
     """
 
-    named: str
+    place: str
     adapter: Adapter
 
     @functools.cached_property
@@ -38,7 +38,7 @@ class ParentAdapter:
 
     def describe(self) -> dict[str, Any]:
         """What the child's record says of it."""
-        return {"init_adapter": self.named, "sha256": self.sha256, "run": self.adapter.record.get("run", {}).get("id")}
+        return {"path": self.place, "sha256": self.sha256, "run": self.adapter.record.get("run", {}).get("id")}
 
     def check_continues(self, base_model: BaseModel, lora: LoraParameters, vision: str) -> None:
         """Refuse an adapter whose weights would mean something else here.
@@ -104,8 +104,9 @@ def find_parent(named: str | None, workspace: Path) -> ParentAdapter | None:
     """
     if named is None:
         return None
+    project = workspace.parents[2]
     versions = workspace.parents[1] / "06_models" / workspace.name / "adapter"
-    places = [workspace.parents[2] / named, versions / named / "adapter"]
+    places = [project / named, versions / named / "adapter"]
     path = next((place for place in places if place.is_dir()), None)
     if path is None:
         there = ", ".join(sorted((place.parent.name for place in versions.glob("*/adapter")), reverse=True)) or "none"
@@ -115,7 +116,8 @@ def find_parent(named: str | None, workspace: Path) -> ParentAdapter | None:
         )
     adapter = Adapter(path)
     adapter.check_files()
-    return ParentAdapter(named, adapter)
+    inside = path.resolve().is_relative_to(project.resolve())
+    return ParentAdapter(str(path.resolve().relative_to(project.resolve()) if inside else path), adapter)
 
 
 def _shape(lora: dict[str, Any]) -> dict[str, Any]:
