@@ -74,7 +74,10 @@ def build(base: Path, options: argparse.Namespace) -> Record:
     from qwen_vl_lora.modeling.base_model import BaseModel
     from qwen_vl_lora.modeling.geometry import Geometry
 
-    replica.build_base(base, replica.GEOMETRIES[options.geometry], options.dtype, options.device)
+    geometry = replica.GEOMETRIES[options.geometry]
+    # Of a narrow model with 0.02 no hidden state could lift a token's logit far enough to halve any loss.
+    spread = max(0.02, 0.02 * (replica.GEOMETRIES["2b"].hidden / geometry.hidden) ** 0.5)
+    replica.build_base(base, geometry, options.dtype, options.device, spread=spread)
     model = BaseModel(name=options.geometry, path=base)
     size = sum(path.stat().st_size for path in model.weight_files)
     return {"parameters": Geometry.of_config(model.config).parameters, "bytes": size}

@@ -60,14 +60,20 @@ GEOMETRIES = {
 }
 
 
-def build_base(folder: Path, geometry: Geometry, dtype: str = "float32", device: str = "cpu") -> Path:
-    """Write a base with random weights, the same for the same geometry, and the tiny base's processor."""
+def build_base(
+    folder: Path, geometry: Geometry, dtype: str = "float32", device: str = "cpu", *, spread: float = 0.02
+) -> Path:
+    """Write a base with random weights, the same for the same geometry, and the tiny base's processor.
+
+    Args:
+        spread: standard deviation of the weights; Qwen's own is 0.02.
+    """
     import torch
 
     from qwen_vl_lora.scenes.tiny_model import build_processor
 
     processor = build_processor(SEED)
-    model_class, config = _architecture(geometry, processor.tokenizer)
+    model_class, config = _architecture(geometry, processor.tokenizer, spread)
     torch.manual_seed(SEED)
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
@@ -83,7 +89,7 @@ def build_base(folder: Path, geometry: Geometry, dtype: str = "float32", device:
     return folder
 
 
-def _architecture(geometry: Geometry, tokenizer: Any) -> tuple[Any, Any]:
+def _architecture(geometry: Geometry, tokenizer: Any, spread: float) -> tuple[Any, Any]:
     """Model class and config of a geometry."""
     import transformers
 
@@ -98,6 +104,7 @@ def _architecture(geometry: Geometry, tokenizer: Any) -> tuple[Any, Any]:
         "num_attention_heads": geometry.heads,
         "num_key_value_heads": geometry.key_value_heads,
         "max_position_embeddings": 32_768,
+        "initializer_range": spread,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(geometry.mrope_section)},
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],

@@ -21,7 +21,17 @@ def history(tmp_path):
     def place(name, version, recipe):
         return f"data/05_model_input/{recipe}/{name}/{version}/{name}"
 
-    def make(run_id, wrote, read=None, stage="data_engineering", recipe="tiny", reads_of=None, base=None, key=None, parent=None):
+    def make(
+        run_id,
+        wrote,
+        read=None,
+        stage="data_engineering",
+        recipe="tiny",
+        reads_of=None,
+        base=None,
+        key=None,
+        parent=None,
+    ):
         named = {
             name: {"version": version, "path": place(name, version, reads_of or recipe)}
             for name, version in (read or {}).items()

@@ -121,7 +121,7 @@ def test_an_image_token_that_the_model_does_not_know_is_refused(copied):
         BaseModel("tiny", folder).load_processor()
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_another_attention_is_that_of_the_language_model_alone(base_path, family):
     """`eager` stands in for flash-attention, which takes a GPU."""
     model = BaseModel("tiny", base_path(family)).load_model("float32", "cpu", attention="eager").model

@@ -211,7 +211,8 @@ def changes(model: MemoryModel, shape_of: Callable[[int], PassShape], batch_size
     if model.quantization is None:
         lighter = replace(model, quantization="nf4")
         found.append(Change("quantization: nf4", lighter.needed(shape_of(batch_size))))
-    least = replace(model, checkpointing=True, quantization=model.quantization or "nf4")
+    half = "bfloat16" if model.dtype == "float32" else model.dtype
+    least = replace(model, checkpointing=True, quantization=model.quantization or "nf4", dtype=half)
     if len(found) > 1:
         found.append(Change("all of these", least.needed(shape_of(1))))
     return found
