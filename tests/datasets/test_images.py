@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from kedro.io import DatasetError, Version
 
+from qwen_vl_lora.datasets import artifacts, images
 from qwen_vl_lora.datasets.images import ImageStoreDataset
 from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.samples.collection import collect
@@ -84,3 +85,17 @@ def test_a_broken_manifest_is_named(tmp_path):
     Path(entry._get_load_path()).write_text("id\n")
     with pytest.raises((DatasetError, DataFormatError), match="is no manifest of images"):
         entry.load()
+
+
+def test_pictures_are_on_the_disk_before_the_manifest_that_names_them_is_visible(tmp_path, monkeypatch):
+    events = []
+    sync, publish = images.sync_files, artifacts._publish_version
+
+    def note_sync(folder):
+        events.append(sorted(path.stem for path in folder.iterdir()))
+        sync(folder)
+
+    monkeypatch.setattr(images, "sync_files", note_sync)
+    monkeypatch.setattr(artifacts, "_publish_version", lambda *paths: (events.append("version"), publish(*paths)))
+    dataset(tmp_path, Version(None, "v1")).save(staged(tmp_path, 1, 2))
+    assert events == [sorted(hashlib.sha256(jpeg(seed)).hexdigest() for seed in (1, 2)), "version"]

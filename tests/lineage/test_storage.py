@@ -41,6 +41,16 @@ def test_bytes_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):
     assert events == ["sync", "rename", "sync"]
 
 
+def test_many_files_are_synced_at_once_or_one_by_one(tmp_path, monkeypatch):
+    (tmp_path / "a").touch()
+    synced = []
+    monkeypatch.setattr(storage, "sync_tree", synced.append)
+    storage.sync_files(tmp_path)
+    monkeypatch.setattr(storage.ctypes, "CDLL", lambda name: object())  # a system without syncfs
+    storage.sync_files(tmp_path)
+    assert synced[-1] == tmp_path
+
+
 def test_a_new_folder_survives_power_loss_with_what_is_saved_in_it(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(storage, "sync_folder", synced.append)

@@ -7,6 +7,7 @@ from typing import Any
 
 from qwen_vl_lora.datasets.artifacts import AtomicVersionedDataset
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
+from qwen_vl_lora.lineage.storage import sync_files
 from qwen_vl_lora.samples.image_store import (
     FILES_FOLDER,
     ImageEntry,
@@ -49,6 +50,7 @@ class ImageStoreDataset(AtomicVersionedDataset):
                 "data/02_intermediate/<recipe>/images/manifest.csv and data/09_workspace/<recipe>."
             )
         publish_files(data, self._files)
+        sync_files(self._files)  # a manifest must not outlive, in a power loss, the pictures that it names
         write_manifest(data, path)
 
     def check(self) -> None:
