@@ -9,6 +9,7 @@ import click
 from kedro.framework.cli.utils import _split_params
 
 from qwen_vl_lora.console import keep_stdout_for_results
+from qwen_vl_lora.samples.texts import printable
 
 if TYPE_CHECKING:
     from qwen_vl_lora.parameters import Parameters
@@ -68,9 +69,14 @@ def _write(captioner: Captioner, gathered: Gathered) -> None:
     captions = dict(zip(gathered.usable, captioner.caption(gathered.images, gathered.usable), strict=True))
     for picture in gathered.named:
         if picture.sha256 is not None:
-            prefix = f"{picture.path}: " if len(gathered.named) > 1 else ""
+            prefix = f"{_shown(picture.path)}: " if len(gathered.named) > 1 else ""
             click.echo(f"{prefix}{captions[picture.sha256]}")
         else:
-            click.echo(f"{picture.path}: {picture.reason}", err=True)
+            click.echo(f"{_shown(picture.path)}: {picture.reason}", err=True)
     if not captions:
         raise SystemExit(1)
+
+
+def _shown(path: str) -> str:
+    """A path that leaves the terminal as it is."""
+    return printable(path, max_characters=len(path))

@@ -33,7 +33,7 @@ class NamedPicture:
     """A picture as the user named it.
 
     Attributes:
-        path: as it stands in the table, or the file's path.
+        path: as it stands in the table, or the file's path; bytes that are not UTF-8 as \\udc….
         sha256: of its bytes; None when it cannot be used.
         reason: why not, as `word: sentence`; empty when it can.
     """
@@ -144,6 +144,7 @@ class _Checked:
         self.sources: dict[str, bytes | Path] = {}
 
     def add(self, shown: str, source: bytes | Path | RowError, roots: tuple[str, ...]) -> None:
+        shown = shown.encode("utf-8", errors="backslashreplace").decode("utf-8")  # a file's name may be any bytes
         try:
             self.named.append(NamedPicture(shown, self._check(source, roots)))
         except RowError as fault:
