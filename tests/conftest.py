@@ -9,6 +9,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["DO_NOT_TRACK"] = "1"  # kedro-telemetry, in the projects that tests make
+for name in [name for name in os.environ if name.startswith("SWANLAB_")]:
+    del os.environ[name]  # a key would send what the tests make
 PROJECT = Path(__file__).parents[1]
 TINY_BASE = PROJECT / "data" / "06_models" / "tiny_qwen2_vl"
 

@@ -1,7 +1,9 @@
-"""What happens around a run: parameters are checked, inputs looked at, the run recorded, results shown."""
+"""What happens around a run: parameters are checked, inputs looked at, the run recorded and tracked, results shown."""
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ from kedro.framework.project import settings
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
+from qwen_vl_lora.console import expected_error
 from qwen_vl_lora.lineage.replay import check_foreign_configuration
+from qwen_vl_lora.lineage.run import RunInterruptedError, current_run
 from qwen_vl_lora.parameters import validate_parameters
 from qwen_vl_lora.preflight import check_run
-from qwen_vl_lora.recording import RunRecorder
+from qwen_vl_lora.recording import RunRecorder, shared_settings
+from qwen_vl_lora.tracking.modes import check_mode
+from qwen_vl_lora.tracking.tracker import Ending, Tracker, begin_tracking, current_tracker, end_tracking
 
 
 class ProjectHooks:
@@ -87,3 +93,62 @@ class LineageHooks:
         if self._recorder is not None:
             self._recorder.finish()
             self._recorder = None
+
+
+class TrackingHooks:
+    """Opens a SwanLab run for a run that trains or evaluates, and closes it however that run ends."""
+
+    def __init__(self) -> None:
+        self._context: KedroContext | None = None
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        self._context = context
+
+    @hook_impl
+    def before_pipeline_run(self, pipeline: Pipeline) -> None:
+        end_tracking("aborted", "Another run began before this one had ended.")  # Kedro tells hooks nothing of a Ctrl-C
+        if self._context is None or not pipeline.all_outputs() & {"training_log", "caption_metrics"}:
+            return
+        parameters = dict(self._context.config_loader["parameters"])
+        settings = validate_parameters(parameters).swanlab
+        check_mode(settings)
+        recipe = shared_settings(self._context, parameters)["recipe"]
+        begin_tracking(Tracker(settings, self._context.project_path / "logs" / "swanlab" / recipe, _outline))
+
+    @hook_impl
+    def before_node_run(self) -> None:
+        if (tracker := current_tracker()) is not None:
+            tracker.warm_up()
+
+    @hook_impl
+    def after_node_run(self, inputs: dict[str, Any]) -> None:
+        tracker = current_tracker()
+        if tracker is not None and {"predictions", "caption_metrics", "images"} <= inputs.keys():
+            pictures = partial(_predicted_pictures, inputs["predictions"], inputs["images"])
+            tracker.log_evaluation(inputs["caption_metrics"], pictures)
+
+    @hook_impl(tryfirst=True)  # while the run that it describes is still there
+    def on_pipeline_error(self, error: Exception) -> None:
+        expected = expected_error(error)
+        ending: Ending = "aborted" if isinstance(expected, RunInterruptedError) else "crashed"
+        end_tracking(ending, f"{type(expected or error).__name__}: {expected or error}")
+
+    @hook_impl(tryfirst=True)
+    def after_pipeline_run(self) -> None:
+        end_tracking("success")
+
+
+def _outline() -> dict[str, Any]:
+    run = current_run()
+    return {} if run is None else run.outline()
+
+
+def _predicted_pictures(predictions: Any, images: Any, number: int) -> list[tuple[Any, str]]:
+    """The first held-out pictures, each with what both models and people said of it."""
+    pictures = []
+    for row in predictions.head(number).to_dict("records"):
+        references = json.loads(row["references"])
+        text = f"base: {row['base_caption']}\ntuned: {row['tuned_caption']}\nreference: {references[0]}"
+        pictures.append((images.open(images.by_path(row["image_path"]).sha256), text))
+    return pictures

@@ -259,6 +259,18 @@ class ScoringParameters(ParameterGroup):
     )
 
 
+class SwanLabParameters(ParameterGroup):
+    """Where a run shows its curves, by swanlab.init's own names. A key is never a parameter: see SWANLAB_API_KEY."""
+
+    mode: Literal["auto", "offline", "local", "online", "disabled"] = Field(
+        description="auto is online where SWANLAB_API_KEY is set, offline otherwise"
+    )
+    project: str = Field(pattern=r"^[0-9a-zA-Z_\-+.]{1,100}$", description="letters, digits and _ - + .")
+    experiment_name: str = Field(min_length=1, max_length=512)
+    workspace: str | None = Field(pattern=r"^[0-9a-zA-Z_\-]{1,25}$", description="null is the key's own")
+    prediction_images: NonNegativeInt = Field(le=50, description="held-out pictures in the chart Prediction")
+
+
 class InferenceParameters(ParameterGroup):
     """What the inference pipeline captions, and whose prompt and picture size it takes."""
 
@@ -305,6 +317,7 @@ class Parameters(ParameterGroup):
     init_adapter: str | None = Field(min_length=1, description="path or version of an adapter to go on from")
     generation: GenerationParameters
     scoring: ScoringParameters
+    swanlab: SwanLabParameters
     inference: InferenceParameters
     export: ExportParameters
 

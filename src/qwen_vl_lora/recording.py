@@ -53,7 +53,7 @@ class RunRecorder:
         self._run_params = run_params
         self._root = context.project_path
         self._parameters = dict(context.config_loader["parameters"])
-        self._shared = _shared_settings(context, self._parameters)
+        self._shared = shared_settings(context, self._parameters)
         runs = runs_folder(self._root, self._shared["recipe"])
         records = read_records(runs)
         self._free_versions = pin_free_inputs(pipeline, catalog, records)
@@ -229,7 +229,7 @@ def pin_free_inputs(pipeline: Pipeline, catalog: CatalogProtocol, records: Seque
     return {name: {**named, **chosen}[name] for name in datasets}
 
 
-def _shared_settings(context: KedroContext, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def shared_settings(context: KedroContext, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """globals.yml, with what the command line says of its keys."""
     shared = dict(context.config_loader["globals"])
     return {name: parameters.get(name) or value for name, value in shared.items()}

@@ -2,13 +2,13 @@
 
 import os
 
-from qwen_vl_lora.hooks import LineageHooks, ProjectHooks
+from qwen_vl_lora.hooks import LineageHooks, ProjectHooks, TrackingHooks
 
 # Threads that wait in a busy loop slow each other down several times where other work shares the cores.
 # Read when torch is imported, which is after this.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-HOOKS = (ProjectHooks(), LineageHooks())
+HOOKS = (ProjectHooks(), LineageHooks(), TrackingHooks())
 
 CONFIG_LOADER_ARGS = {
     "base_env": "base",

@@ -38,6 +38,22 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
     at_end: list[Callable[[bool], None]] = field(default_factory=list)
 
+    def outline(self) -> dict[str, Any]:
+        """The run for a reader elsewhere: what ran on which versions, without files and surroundings."""
+        artifacts = {**self.read, **self.written}
+        known = {name: self.facts.get(name) for name in ("recipe", "pipelines", "env", "base_model", "parameters")}
+        outline = {
+            "run": self.id,
+            "commit": (self.facts.get("git") or {}).get("commit"),
+            "data": {name: _version(artifact) for name, artifact in sorted(artifacts.items())},
+            **known,
+        }
+        return {name: value for name, value in outline.items() if value is not None}
+
+
+def _version(artifact: Artifact) -> Any:
+    return artifact.get("version") or artifact.get("sha256") or artifact.get("content_sha256")
+
 
 _current: Run | None = None
 

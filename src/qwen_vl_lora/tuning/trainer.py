@@ -255,7 +255,8 @@ class RowTeller(TrainerCallback):
 def tell_rows(trainer: CaptionTrainer, checkpoint: Path | None, on_log: Callable[[dict[str, Any]], None]) -> None:
     """Hand on the rows that a checkpoint brings, and from now on every new one."""
     if checkpoint is not None and trainer.is_world_process_zero():
-        for row in read_log(TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).log_history):
+        history = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).log_history
+        for row in (row for entry in history for row in read_log([entry])):  # one by one, as they were told before
             on_log(row)
     trainer.add_callback(RowTeller(on_log))
 

@@ -45,6 +45,7 @@ def train_adapter(
 ) -> tuple[Path, Table, dict[str, Any], dict[str, Any], Table]:
     """Fit a LoRA adapter on the training split."""
     from qwen_vl_lora.samples.rejections import rejection_table
+    from qwen_vl_lora.tracking.tracker import current_tracker
     from qwen_vl_lora.tuning.fit import TrainingData, fit_adapter
     from qwen_vl_lora.tuning.settings import TrainingSettings
 
@@ -65,7 +66,9 @@ def train_adapter(
         init_adapter=init_adapter,
         generation=generation,
     )
-    fitted = fit_adapter(base_model, data, settings, workspace.path)
+    tracker = current_tracker()
+    on_log = None if tracker is None else tracker.log_row
+    fitted = fit_adapter(base_model, data, settings, workspace.path, on_log)
     left_out = rejection_table(fitted.left_out)
     return fitted.directory, fitted.log_table(), fitted.summary, fitted.preview, left_out
 

@@ -1,0 +1,108 @@
+"""One run of pipelines is one SwanLab run, told of training and evaluation, and closed however the run ends."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from qwen_vl_lora.exceptions import TrainingError
+from qwen_vl_lora.tracking.tracker import current_tracker
+from qwen_vl_lora.tuning.trainer import CaptionTrainer
+from tracking.cloud import KEY, Cloud
+
+
+@pytest.fixture
+def cloud(monkeypatch):
+    cloud = Cloud()
+    monkeypatch.setenv("SWANLAB_API_HOST", cloud.address)
+    monkeypatch.setenv("SWANLAB_API_KEY", KEY)
+    yield cloud
+    cloud.close()
+
+
+def logged(newest, column):
+    log = pd.read_csv(newest("08_reporting/tiny/training_log.csv")).dropna(subset=[column])
+    return dict(zip(log["step"], log[column], strict=True))
+
+
+def test_training_and_evaluation_of_one_run_are_one_swanlab_run(run, newest, cloud):
+    run("data_engineering")
+    assert not cloud.received
+    run("training", "evaluation", swanlab={"prediction_images": 3})
+    shown = cloud.run
+    for column, curve in {
+        "loss": "train/loss",
+        "validation_loss": "validation/loss",
+        "grad_norm": "train/grad_norm",
+    }.items():
+        assert shown.curve(curve) == pytest.approx(logged(newest, column))
+    metrics = json.loads(newest("08_reporting/tiny/caption_metrics.json").read_text())
+    last = max(logged(newest, "loss"))
+    assert shown.curve("evaluation/tuned/CIDEr") == pytest.approx({last: metrics["tuned"]["CIDEr"]})
+    predictions = pd.read_csv(newest("07_model_output/tiny/predictions.csv"), dtype=str, keep_default_na=False)
+    assert [text.partition("\nreference")[0] for text in shown.pictures["Prediction"]] == [
+        f"base: {row.base_caption}\ntuned: {row.tuned_caption}" for row in predictions.head(3).itertuples()
+    ]
+    record = json.loads((newest("06_models/tiny/adapter") / "adapter_record.json").read_text())
+    assert shown.config["run"] == record["run"]["id"]
+    assert shown.config["data"]["train_conversations"] == record["run"]["read"]["train_conversations"]["version"]
+    assert shown.config["data"]["adapter"] == record["run"]["id"]
+    assert shown.config["base_model"]["fingerprint"] == record["base_model"]["fingerprint"]
+    assert shown.config["parameters"]["lora"] == record["lora"]
+    assert shown.state == "FINISHED"
+
+
+def test_a_training_that_goes_on_goes_on_in_its_swanlab_run(run, newest, cloud, monkeypatch):
+    run("data_engineering")
+    step = CaptionTrainer.training_step
+
+    def die_at_the_fourth(self, *arguments):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    named = {"training_args": {"logging_steps": 1}}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CaptionTrainer, "training_step", die_at_the_fourth)
+        run("training", **named)
+    assert current_tracker() is not None  # Kedro tells hooks nothing of a Ctrl-C
+    run("training", **named)
+    assert current_tracker() is None
+    assert cloud.run.times_opened == 2
+    assert cloud.run.curve("train/loss") == pytest.approx(logged(newest, "loss"))
+    assert cloud.run.state == "FINISHED"
+
+
+def test_a_run_that_fails_is_marked_with_its_message(run, cloud, monkeypatch):
+    run("data_engineering")
+    step = CaptionTrainer.training_step
+
+    def fail_at_the_third(self, *arguments):
+        if self.state.global_step == 2:
+            raise TrainingError("the loss became a melon")
+        return step(self, *arguments)
+
+    monkeypatch.setattr(CaptionTrainer, "training_step", fail_at_the_third)
+    with pytest.raises(TrainingError, match="melon"):
+        run("training")
+    assert cloud.run.state == "CRASHED"
+    assert cloud.run.logs == ["TrainingError: the loss became a melon"]
+
+
+def test_a_lost_picture_costs_the_chart_and_not_the_run(run, project, newest, monkeypatch, caplog):
+    from qwen_vl_lora import hooks
+
+    run("data_engineering")
+
+    def lose(*arguments):
+        raise FileNotFoundError("a picture")
+
+    monkeypatch.setattr(hooks, "_predicted_pictures", lose)
+    run("training", "evaluation")
+    assert "SwanLab records no more of this run (FileNotFoundError: a picture); it goes on." in caplog.text
+    assert newest("08_reporting/tiny/comparison_report.html").is_file()
+
+
+def test_pipelines_without_curves_start_no_swanlab(run, project):
+    run("data_engineering", swanlab={"mode": "local"})
+    assert not (project / "logs" / "swanlab").exists()
