@@ -58,6 +58,7 @@ def finished(tmp_path_factory, base_path):
         prefix=("unshare", "-n"),
         base_model=base_path("qwen2_vl"),
         captions_file=SOURCE,
+        swanlab__mode="offline",  # a key alone would mean online
         **TRAINING_SLICE,
     )
     result = call(command, project, env=environment, timeout=280)

@@ -218,7 +218,7 @@ def test_a_swanlab_that_cannot_start_costs_one_line(make_tracker, tmp_path, monk
     assert "SwanLab has no whole record of this run: SwanLab cannot be imported: ImportError: a broken" in said
 
 
-def test_a_full_disk_costs_one_line(make_tracker, folder, caplog):
+def test_a_folder_that_cannot_be_made_costs_one_line(make_tracker, folder, caplog):
     folder.parent.mkdir(exist_ok=True)
     folder.write_text("a file where the folder should be")
     whole_run(make_tracker())
