@@ -149,6 +149,6 @@ def _predicted_pictures(predictions: Any, images: Any, number: int) -> list[tupl
     pictures = []
     for row in predictions.head(number).to_dict("records"):
         references = json.loads(row["references"])
-        text = f"base: {row['base_caption']}\ntuned: {row['tuned_caption']}\nreference: {references[0]}"
+        text = f"tuned: {row['tuned_caption']}\nbase: {row['base_caption']}\nreference: {references[0]}"
         pictures.append((images.open(images.by_path(row["image_path"]).sha256), text))
     return pictures

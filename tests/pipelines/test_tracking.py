@@ -37,18 +37,20 @@ def test_training_and_evaluation_of_one_run_are_one_swanlab_run(run, newest, clo
     }.items():
         assert shown.curve(curve) == pytest.approx(logged(newest, column))
     metrics = json.loads(newest("08_reporting/tiny/caption_metrics.json").read_text())
-    last = max(logged(newest, "loss"))
+    last = max(logged(newest, "epoch"))
     assert shown.curve("evaluation/tuned/CIDEr") == pytest.approx({last: metrics["tuned"]["CIDEr"]})
     predictions = pd.read_csv(newest("07_model_output/tiny/predictions.csv"), dtype=str, keep_default_na=False)
     assert [text.partition("\nreference")[0] for text in shown.pictures["Prediction"]] == [
-        f"base: {row.base_caption}\ntuned: {row.tuned_caption}" for row in predictions.head(3).itertuples()
+        f"tuned: {row.tuned_caption}\nbase: {row.base_caption}" for row in predictions.head(3).itertuples()
     ]
     record = json.loads((newest("06_models/tiny/adapter") / "adapter_record.json").read_text())
+    read = record["run"]["read"]
     assert shown.config["run"] == record["run"]["id"]
-    assert shown.config["data"]["train_conversations"] == record["run"]["read"]["train_conversations"]["version"]
-    assert shown.config["data"]["adapter"] == record["run"]["id"]
-    assert shown.config["base_model"]["fingerprint"] == record["base_model"]["fingerprint"]
-    assert shown.config["parameters"]["lora"] == record["lora"]
+    assert shown.config["data.train_conversations"] == read["train_conversations"]["version"]
+    assert shown.config["data.adapter"] == record["run"]["id"]
+    assert shown.config["base_model.fingerprint"] == record["base_model"]["fingerprint"]
+    assert shown.config["parameters.lora.target_modules"] == record["lora"]["target_modules"]
+    assert shown.config["parameters.training_args.learning_rate"] == record["training_args"]["learning_rate"]
     assert shown.state == "FINISHED"
 
 

@@ -46,7 +46,7 @@ def check_whole(run):
     assert run.curve("train/learning_rate") == dict.fromkeys(range(1, 13), 1e-3)
     assert run.curve("evaluation/tuned/CIDEr") == {12: 1.0}
     assert run.pictures == {"Prediction": [text for _, text in pictures(2)]}
-    assert run.config == {"data": {"adapter": "v1"}, "parameters": {"lora": {"r": 8}}}
+    assert run.config == {"data.adapter": "v1", "parameters.lora.r": 8}
     assert run.state == "FINISHED"
 
 
@@ -57,7 +57,7 @@ def whole_run(tracker):
 
 
 def describe():
-    return {"data": {"adapter": "v1"}, "parameters": {"lora": {"r": 8}}}
+    return {"data": {"adapter": "v1"}, "parameters": {"lora": {"r": 8, "layers_pattern": None}}}
 
 
 def test_an_offline_run_is_whole_and_can_be_sent_later(make_tracker, folder, make_cloud, monkeypatch, caplog):
@@ -267,6 +267,18 @@ def test_a_killed_run_keeps_what_it_logged_and_is_marked(tmp_path, cloud, make_c
     again = synced(record, cloud.run.id, make_cloud())
     assert again.curve("train/loss") == pytest.approx(losses())
     assert again.state == "ABORTED"
+
+
+def test_a_sigterm_to_all_processes_leaves_the_record_to_the_run(make_tracker, folder, make_cloud):
+    tracker = make_tracker(describe)
+    train(tracker, range(1, 7))
+    for writer in tracker._writers.values():
+        wait_for(lambda writer=writer: writer.answers or writer.exchange(0.05))
+        writer._process.terminate()
+    train(tracker, range(7, 13))
+    whole_run_end(tracker)
+    (record,) = records(folder)
+    check_whole(synced(record, record.name[-21:], make_cloud()))
 
 
 @pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "raise KeyboardInterrupt"])

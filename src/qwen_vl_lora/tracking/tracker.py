@@ -58,25 +58,23 @@ class Tracker:
         self._folder = folder.absolute()
         self._describe = describe
         self._mode = resolve_mode(settings)
-        self._record: WriterProcess | None = None
-        self._cloud: WriterProcess | None = None
+        self._writers: dict[str, WriterProcess] = {}
         self._run_id: str | None = None
         self._step = 0
-        self._has_ended = self._mode == "disabled"
         self._num_heard = 0
+        self._has_ended = self._mode == "disabled"
 
     def warm_up(self) -> None:
         """Start the writers, which take a second; nothing is written until something is logged."""
-        if self._has_ended or self._record is not None:
+        if self._has_ended or self._writers:
             return
         with self._mishaps():
             self._folder.mkdir(parents=True, exist_ok=True)
             if ignored := ignored_variables(os.environ):
                 logger.warning("%s in the environment: not used, the swanlab block says it.", ", ".join(ignored))
-            here = "local" if self._mode == "local" else "offline"
-            self._record = WriterProcess(self._folder, writer_environment(here, self._folder))
-            if self._mode == "online":
-                self._cloud = WriterProcess(self._folder, writer_environment("online", self._folder))
+            # The record on this machine never depends on the cloud: another writer sends.
+            for mode in ("offline", "online") if self._mode == "online" else (self._mode,):
+                self._writers[mode] = WriterProcess(self._folder, writer_environment(mode, self._folder))
             atexit.register(self.finish, "aborted", "The process ended before the run did.")
 
     def log_row(self, row: Mapping[str, Any]) -> None:
@@ -99,16 +97,12 @@ class Tracker:
             return
         with self._mishaps():
             self._open(None)
-            values = {
-                f"evaluation/{side}/{metric}": value
-                for side in ("base", "tuned", "delta")
-                for metric, value in metrics[side].items()
-            }
-            self._log(values, self._step)
             if self._settings.prediction_images:
                 opened = pictures(self._settings.prediction_images)
                 shown = [{"png": _thumbnail(image), "caption": text} for image, text in opened]
                 self._tell({"pictures": {CHART: shown}, "step": self._step})
+            sides = {side: metrics[side] for side in ("base", "tuned")}
+            self._log({f"evaluation/{name}": value for name, value in _leaves(sides, "/")}, self._step)
 
     def finish(self, ending: Ending, error: str | None = None) -> None:
         """Close the run. Waits for the record on this machine, and a few seconds for the cloud."""
@@ -118,20 +112,18 @@ class Tracker:
         self._has_ended = True
         with self._mishaps():
             if self._run_id is None:
-                for writer in self._writers:
-                    writer.discard()
+                self._discard()
                 return
             self._tell({"config": self._configuration()})
             error = mask_text(error) if error else None
-            self._tell({"finish": ending, "error": error, "seconds": CLOUD_SECONDS})
-            self._report(*(writer.wait(seconds) for writer, seconds in self._bounds()))
+            bounds = {mode: CLOUD_SECONDS if mode == "online" else RECORD_SECONDS for mode in self._writers}
+            for mode, writer in self._writers.items():
+                writer.tell({"finish": ending, "error": error, "seconds": bounds[mode]})
+            self._report({mode: writer.wait(bounds[mode]) for mode, writer in self._writers.items()})
 
-    @property
-    def _writers(self) -> list[WriterProcess]:
-        return [writer for writer in (self._record, self._cloud) if writer is not None]
-
-    def _bounds(self) -> Iterator[tuple[WriterProcess, int]]:
-        yield from zip(self._writers, (RECORD_SECONDS, CLOUD_SECONDS), strict=False)
+    def _discard(self) -> None:
+        for writer in self._writers.values():
+            writer.discard()
 
     def _open(self, identity: str | None) -> None:
         if self._run_id is not None:
@@ -146,26 +138,26 @@ class Tracker:
             "id": self._run_id,
             "config": self._configuration(),
         }
-        here = "local" if self._mode == "local" else "offline"
-        for writer, mode in zip(self._writers, (here, "online"), strict=False):
+        for mode, writer in self._writers.items():
             writer.tell({"open": {"mode": mode, **named}})
 
     def _configuration(self) -> dict[str, Any]:
-        return json.loads(json.dumps(mask_tree(dict(self._describe())), default=str))
+        """One name for each value: the board's table shows no trees."""
+        described = json.loads(json.dumps(mask_tree(dict(self._describe())), default=str))
+        return {name: mask_text(value) if isinstance(value, str) else value for name, value in _leaves(described, ".")}
 
     def _log(self, values: Mapping[str, Any], step: int) -> None:
         self._tell({"log": values, "step": step})
 
     def _tell(self, message: Mapping[str, Any]) -> None:
-        for writer in self._writers:
+        for writer in self._writers.values():
             writer.tell(message)
         self._hear_cloud()
 
     def _hear_cloud(self) -> None:
         """Say where the run can be watched, or why it cannot."""
-        if self._cloud is None:
-            return
-        news, self._num_heard = self._cloud.answers[self._num_heard :], len(self._cloud.answers)
+        answers = self._writers["online"].answers if "online" in self._writers else []
+        news, self._num_heard = answers[self._num_heard :], len(answers)
         for answer in news:
             if "refused" in answer:
                 why = mask_text(answer["refused"])
@@ -173,12 +165,12 @@ class Tracker:
             else:
                 logger.info("SwanLab: watch the run at %s", answer["url"])
 
-    def _report(self, recorded: bool, sent: bool = False) -> None:
+    def _report(self, went_well: Mapping[str, bool]) -> None:
         """One line: where the run is, and what to do with it."""
-        assert self._record is not None
         self._hear_cloud()
-        answers = {name: value for answer in self._record.answers for name, value in answer.items()}
-        if not recorded or "folder" not in answers:
+        here = next(iter(self._writers))
+        answers = {name: value for answer in self._writers[here].answers for name, value in answer.items()}
+        if not went_well[here]:
             logger.warning("SwanLab has no whole record of this run: %s", answers.get("refused", "its writer stopped."))
             return
         sync = f"swanlab sync --id {self._run_id} {_short(Path(answers['folder']))}"
@@ -186,7 +178,7 @@ class Tracker:
             logger.info("SwanLab: look at the run with: swanlab watch %s", _short(self._folder))
         elif self._mode == "offline":
             logger.info("SwanLab: recorded; to send it: %s", sync)
-        elif sent:
+        elif went_well["online"]:
             logger.info("SwanLab: sent; should anything be missing there: %s", sync)
         else:
             logger.warning("SwanLab's cloud did not take the whole run; to send the rest: %s", sync)
@@ -198,11 +190,18 @@ class Tracker:
             yield
         except Exception as error:
             self._has_ended = True
-            for writer in self._writers:
-                writer.discard()
+            self._discard()
             logger.warning(
                 "SwanLab records no more of this run (%s: %s); it goes on.", type(error).__name__, mask_text(str(error))
             )
+
+
+def _leaves(tree: Mapping[str, Any], separator: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}{separator}{rest}", leaf) for rest, leaf in _leaves(value, separator))
+        elif value is not None:  # SwanLab makes an empty tree of it
+            yield name, value
 
 
 def _identity(row: Mapping[str, Any]) -> str | None:

@@ -35,6 +35,7 @@ class CloudError(Exception):
 
 def main() -> int:
     """Follow what comes in until it ends. 0 means that all of it was written."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # where all processes are asked to end, the run's own ends this one
     answers = _take_output()
     try:
         import swanlab  # noqa: F401  as early as possible: it takes a second
@@ -75,7 +76,7 @@ def _told(error: Exception) -> str:
 
 def _messages() -> Iterator[dict[str, Any]]:
     for line in sys.stdin:
-        if line.endswith("\n"):  # the last one is cut where the other side was killed
+        with contextlib.suppress(ValueError):  # cut, where the other side was killed or interrupted in it
             yield json.loads(line)
 
 
