@@ -29,7 +29,7 @@ Ending = Literal["success", "crashed", "aborted"]
 
 RECORD_SECONDS = 60
 """The record on this machine needs a moment on a busy one, and no network."""
-CLOUD_SECONDS = 8
+CLOUD_SECONDS = 5
 """What the cloud has not taken by then is left to `swanlab sync`."""
 THUMBNAIL = 256
 CHART = "Prediction"

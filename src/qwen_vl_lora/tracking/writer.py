@@ -1,7 +1,7 @@
 """One SwanLab run, written by a process of its own that is told what to write, one line of JSON each.
 
     in    {"open": {…}}, then {"log": {…}, "step": 3}, {"pictures": {…}, "step": 62}, {"config": {…}},
-          and at last {"finish": "success", "error": null, "seconds": 8}
+          and at last {"finish": "success", "error": null, "seconds": 5}
     out   {"folder": …, "url": …} once the run is open, or {"refused": "why"}
 
 Started as a file: it imports nothing of this project, and the project never imports SwanLab. A client that waits for
@@ -25,7 +25,7 @@ OPEN_SECONDS = 30
 CUT_OFF: dict[str, Any] = {
     "finish": "aborted",
     "error": "The process that made this run ended before the run did.",
-    "seconds": 8,
+    "seconds": 5,
 }
 
 
