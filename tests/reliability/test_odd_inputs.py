@@ -246,9 +246,11 @@ ODD_RECORDS = [
     (caption("A dog.", images=["data:image/png;base64,%"]), "damaged_image"),
     (caption("A dog.", images=["data:image/png;base64,"]), "empty_file"),
     ([caption("A dog.")], "malformed_row"),
-    ({"image": "b c.jpg", "caption": "A dog."}, "missing_key"),
+    ({"image": "b c.jpg", "caption": "A dog."}, None),
+    ({"picture": "b c.jpg", "caption": "A dog."}, "missing_key"),
     ({"messages": [{"role": "Assistant", "content": "A dog."}], "images": ["b c.jpg"]}, "wrong_roles"),
-    (question("<img>b c.jpg</img>What?"), "placeholder_mismatch"),
+    (question("<img>b c.jpg</img>What?"), None),
+    (question("<img>gone.jpg</img>What?"), "missing_image"),
     (question("<|vision_start|>b c.jpg"), "special_token"),
     (question("\u200b"), "empty_prompt"),
 ]  # fmt: skip

@@ -161,7 +161,8 @@ BAD_RECORDS = [
     (turns(("assistant", "y"), ("user", "<image>")), "wrong_roles"),
     (turns(("user", "<image>a"), ("assistant", "b"), ("user", "c")), "odd_turns"),
     (turns(("user", "<image><image>a"), ("assistant", "b")), "placeholder_mismatch"),
-    (turns(("user", "no slot"), ("assistant", "b")), "placeholder_mismatch"),
+    (turns(("user", "<image>a"), ("assistant", "b")) | {"images": ["good.jpg", "pixel.png"]}, "placeholder_mismatch"),
+    ({"messages": turns(("user", "<image>a"), ("assistant", "b"))["messages"]}, "placeholder_mismatch"),
     ({"messages": [{"role": "assistant", "content": float("nan")}], "images": ["good.jpg"]}, "empty_caption"),
     (7, "malformed_row"),
 ]
