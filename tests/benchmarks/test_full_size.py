@@ -1,0 +1,25 @@
+"""The full-size run, carried out at toy size: checkpoint, overfitting, and the recipe as a person starts it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("env", ["qwen2_vl_2b_coco", "qwen2_5_vl_7b"])
+def test_a_recipe_runs_as_a_whole_on_random_weights(tmp_path, monkeypatch, env):
+    monkeypatch.syspath_prepend(str(PROJECT))
+    from benchmarks import full_size
+
+    options = ["--env", env, "--geometry", "toy", "--device", "cpu", "--dtype", "float32", "--rows", "24"]
+    assert full_size.main([*options, "--out", str(tmp_path)]) == 0
+
+    (file,) = tmp_path.glob("*-toy.json")
+    results = json.loads(file.read_text(encoding="utf-8"))
+    assert results["overfit"]["last_loss"] <= results["overfit"]["first_loss"] / 2
+    assert results["recipe"]["as_planned"]
+    assert results["recipe"]["training"]["samples"] == 20
