@@ -113,6 +113,11 @@ def test_a_recipe_whose_base_and_data_are_elsewhere_is_planned_by_published_size
     fits = {need["batch_size"]: need["fits"] for need in foreseen["memory"]}
     assert fits == dict.fromkeys((1, 2, 4, 8, 16), False)
     assert {change["setting"]: change["bytes"] < 6 * 2**30 for change in foreseen["changes"]}["quantization: nf4"]
+    by_itself = (
+        "--params",
+        "training_args.per_device_train_batch_size=auto,training_args.gradient_accumulation_steps=16",
+    )
+    assert "auto would take 16 captions" in plan(fresh, *recipe, *by_itself, "--gpu-memory", "24GB")
     page = plan(fresh, *recipe, "--gpu-memory", "24GB")
     assert "fits ← configured" in page
     assert "does not fit" not in page

@@ -131,6 +131,9 @@ def _remarks(made: Plan) -> list[str]:
         for change in made.changes:
             verdict = "fits" if change.bytes <= made.gpu_memory else "does not fit"
             lines.append(f"  {change.setting}: {shown_bytes(change.bytes)}, {verdict}")
+    fitting = [need.batch_size for need in made.memory if need.fits]
+    if fitting and not any(need.is_configured for need in made.memory):
+        lines.append(f"per_device_train_batch_size: auto would take {max(fitting)} captions, by this estimate.")
     return [*lines, *made.notes]
 
 
