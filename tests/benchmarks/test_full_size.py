@@ -23,3 +23,21 @@ def test_a_recipe_runs_as_a_whole_on_random_weights(tmp_path, monkeypatch, env):
     assert results["overfit"]["last_loss"] <= results["overfit"]["first_loss"] / 2
     assert results["recipe"]["as_planned"]
     assert results["recipe"]["training"]["samples"] == 20
+
+
+@pytest.mark.parametrize(
+    ("geometry", "name"), [("2b", "Qwen/Qwen2-VL-2B-Instruct"), ("7b", "Qwen/Qwen2.5-VL-7B-Instruct")]
+)
+def test_the_checkpoints_that_are_built_have_the_published_sizes(monkeypatch, processor, geometry, name):
+    import torch
+
+    from qwen_vl_lora.modeling.geometry import PUBLISHED, Geometry
+
+    monkeypatch.syspath_prepend(str(PROJECT))
+    from benchmarks import replica
+
+    model_class, config = replica._architecture(replica.GEOMETRIES[geometry], processor.tokenizer, 0.02)
+    with torch.device("meta"):
+        model = model_class(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED[name].parameters
+    assert Geometry.of_config(config.to_dict()) == PUBLISHED[name]
