@@ -205,6 +205,17 @@ def test_without_network_one_message_names_the_official_files(monkeypatch, tmp_p
     assert time.monotonic() - started < 15
 
 
+@pytest.mark.parametrize("name", [COCO, COCO.rpartition("/")[2]])
+def test_a_local_folder_of_the_datasets_name_is_not_taken_for_it(hub, tmp_path, monkeypatch, name):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir(parents=True)  # the tutorial itself leaves one
+    with pytest.raises(
+        DataFormatError, match=rf"{name} lies here, .* in place of the dataset {COCO}@master\. Rename it"
+    ):
+        dataset().check()
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -50,7 +50,19 @@ class HubTable:
     trust_remote_code: bool
 
     def check(self) -> None:
-        """Raises: MissingArtifactError within seconds when the hub cannot be reached."""
+        """Whether the table can be read from the hub at all.
+
+        Raises:
+            DataFormatError: when the client would take a folder that lies here for the table.
+            MissingArtifactError: within seconds, when the hub cannot be reached.
+        """
+        for name in (self.repository.id, self.repository.id.rpartition("/")[2]):
+            if Path(name).exists():
+                raise DataFormatError(
+                    f"{Path(name).absolute()} lies here, and ModelScope's client would read it in place of the dataset "
+                    f"{self.repository}. Rename it, or take it as the source: its captions file as captions_file "
+                    "(docs/own-data.md)."
+                )
         require_reachable(self.repository, _REMEDY)
 
     def open(self) -> Any:
