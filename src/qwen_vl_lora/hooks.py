@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,19 @@ from kedro.framework.hooks import hook_impl
 from kedro.framework.project import settings
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
 
 from qwen_vl_lora.console import expected_error
 from qwen_vl_lora.lineage.replay import check_foreign_configuration
 from qwen_vl_lora.lineage.run import RunInterruptedError, current_run
 from qwen_vl_lora.parameters import validate_parameters
+from qwen_vl_lora.pipelines.described import sentence_of
 from qwen_vl_lora.preflight import check_run
 from qwen_vl_lora.recording import RunRecorder, shared_settings
 from qwen_vl_lora.tracking.modes import check_mode
 from qwen_vl_lora.tracking.tracker import Ending, Tracker, begin_tracking, current_tracker, end_tracking
+
+logger = logging.getLogger(__name__)
 
 
 class ProjectHooks:
@@ -33,6 +38,10 @@ class ProjectHooks:
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         check_run(pipeline, catalog)
+
+    @hook_impl
+    def before_node_run(self, node: Node) -> None:
+        logger.info("%s: %s", node.name, sentence_of(node.func))
 
     @hook_impl
     def after_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:

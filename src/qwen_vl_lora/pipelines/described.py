@@ -15,7 +15,7 @@ def described_node(
     function: Callable[..., Any], inputs: str | list[str], outputs: str | list[str], tags: list[str] | None = None
 ) -> Node:
     """A node with its function's name, and with the first paragraph of its docstring as its preview."""
-    paragraph = " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
+    paragraph = sentence_of(function)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The 'preview_fn' feature is experimental")
         return node(
@@ -26,3 +26,8 @@ def described_node(
             tags=tags,
             preview_fn=lambda: TextPreview(paragraph),
         )
+
+
+def sentence_of(function: Callable[..., Any]) -> str:
+    """The first paragraph of a docstring, in one line."""
+    return " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
