@@ -94,3 +94,47 @@ def test_a_run_that_broke_off_is_not_taken_for_one_without_a_record(record):
     records = [record("d1", TRAINING, stages={"data_engineering": DATA}, outcome="interrupted")]
     with pytest.raises(MissingArtifactError, match="No complete run wrote images, train_conversations together"):
         choose_versions(records, stored(TRAINING, "d1"), {})
+
+
+EXPORT = ["adapter", "caption_metrics", "test_conversations"]
+WHOLE_STAGES = {"data_engineering": DATA, "training": ["adapter"], "evaluation": ["caption_metrics"]}
+
+
+def whole_run(record, run_id):
+    return record(run_id, [*DATA, "adapter", "caption_metrics"], stages=WHOLE_STAGES)
+
+
+def test_metrics_of_another_adapter_do_not_go_with_a_named_one(record):
+    records = [whole_run(record, "r1"), record("t2", ["adapter"], dict.fromkeys(TRAINING, "r1"))]
+    on_disk = {"adapter": ["t2", "r1"], **stored(["caption_metrics", "test_conversations"], "r1")}
+    with pytest.raises(
+        MissingArtifactError, match="caption_metrics r1 was made from adapter r1, not from the adapter t2"
+    ):
+        choose_versions(records, on_disk, {"adapter": "t2"})
+
+
+def test_a_named_adapter_takes_the_metrics_of_its_own_evaluation(record):
+    records = [
+        whole_run(record, "r1"),
+        record("t2", ["adapter"], dict.fromkeys(TRAINING, "r1")),
+        record("e3", ["caption_metrics"], {"adapter": "t2", "test_conversations": "r1"}),
+        whole_run(record, "r4"),
+    ]
+    on_disk = {"adapter": ["r4", "t2", "r1"], **stored(["test_conversations"], "r1", "r4")}
+    on_disk["caption_metrics"] = ["r4", "e3", "r1"]
+    chosen = choose_versions(records, on_disk, {"adapter": "t2"})
+    assert chosen == {"caption_metrics": "e3", "test_conversations": "r1"}
+
+
+def test_an_old_adapter_may_be_measured_on_data_made_since(record):
+    records = [whole_run(record, "r1"), whole_run(record, "r2")]
+    on_disk = {"adapter": ["r2", "r1"], **stored(["images", "test_conversations"], "r2")}
+    assert choose_versions(records, on_disk, {"adapter": "r1"}) == dict.fromkeys(["images", "test_conversations"], "r2")
+
+
+def test_a_newer_version_that_has_to_be_left_is_named(record, caplog):
+    records = [whole_run(record, "r1"), record("t2", ["adapter"], dict.fromkeys(TRAINING, "r1"))]
+    on_disk = {"adapter": ["t2", "r1"], **stored(["caption_metrics", "test_conversations"], "r1")}
+    with caplog.at_level("INFO", logger="qwen_vl_lora"):
+        assert choose_versions(records, on_disk, {}) == dict.fromkeys(EXPORT, "r1")
+    assert "Reading adapter r1, not the newest t2" in caplog.text

@@ -152,7 +152,9 @@ def test_what_cannot_be_captioned_at_all_says_what_to_give(trained, run, folder,
         run("inference", inference={"images": "nowhere"})
     with pytest.raises(MissingArtifactError, match=r"holds no picture.*recursive: true"):
         run("inference", inference={"images": str(tmp_path / "empty")})
-    with pytest.raises(DataFormatError, match="needs the column image_path; its first line has: path, caption"):
+    with pytest.raises(
+        DataFormatError, match="needs the column image_path exactly once; its first line has: path, caption"
+    ):
         run("inference", inference={"images": str(tmp_path / "other.csv")})
 
 

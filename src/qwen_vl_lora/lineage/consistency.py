@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from qwen_vl_lora.exceptions import MissingArtifactError
 from qwen_vl_lora.lineage.records import Record
+
+logger = logging.getLogger(__name__)
+
+_Writers = dict[tuple[str, str], Record]
+"""(dataset, version) → the run that wrote it."""
 
 
 def choose_versions(
@@ -22,7 +28,8 @@ def choose_versions(
         dataset → version for everything in `stored` that is not named.
 
     Raises:
-        MissingArtifactError: if no run made or read all of them together.
+        MissingArtifactError: if no run made or read all of them together, or what is there was made from another
+            version than a named one.
     """
     wanted = [name for name in stored if name not in named]
     if not wanted:
@@ -30,8 +37,14 @@ def choose_versions(
     candidates = [versions for versions in _consistent_sets(records, stored) if set(wanted) <= versions.keys()]
     with_named = [versions for versions in candidates if named.items() <= versions.items()]
     agreeing = [versions for versions in candidates if all(versions.get(n, v) == v for n, v in named.items())]
-    for versions in [*with_named, *agreeing, *candidates]:
-        return {name: versions[name] for name in wanted}
+    sets = [{name: versions[name] for name in wanted} for versions in [*with_named, *agreeing, *candidates]]
+    writers = _writers(records)
+    fitting = [chosen for chosen in sets if _contradiction(chosen, named, writers) is None]
+    if fitting:
+        _tell_of_newer(fitting[0], stored)
+        return fitting[0]
+    if sets:
+        raise MissingArtifactError(_contradiction(sets[0], named, writers))
     common = _newest_common_version(wanted, stored)
     known = {record.id for record in records}
     if common is not None and common not in known:  # copied here, or written before there were records
@@ -46,11 +59,25 @@ def choose_versions(
 
 def _consistent_sets(records: Sequence[Record], stored: Mapping[str, Sequence[str]]) -> Iterable[dict[str, str]]:
     """For every run that wrote something of what is needed, newest first: all versions that belong to it."""
+    writers = _writers(records)
     for record in reversed(records):
         own = record.complete_versions()
         if any(name in stored for name in own):
-            versions = versions_behind(record, records)
+            versions = _without_strangers(versions_behind(record, records), writers)
             yield {name: version for name, version in versions.items() if version in stored.get(name, ())}
+
+
+def _without_strangers(versions: Mapping[str, str], writers: _Writers) -> dict[str, str]:
+    """Those that were made from the others: not the metrics of the adapter before, made from the same data."""
+    return {
+        name: version
+        for name, version in versions.items()
+        if _contradiction({name: version}, versions, writers) is None
+    }
+
+
+def _writers(records: Iterable[Record]) -> _Writers:
+    return {(name, version): record for record in records for name, version in record.complete_versions().items()}
 
 
 def versions_behind(record: Record, records: Iterable[Record]) -> dict[str, str]:
@@ -58,7 +85,7 @@ def versions_behind(record: Record, records: Iterable[Record]) -> dict[str, str]
 
     The nearer run decides where several name the same dataset.
     """
-    writers = {(name, version): other for other in records for name, version in other.complete_versions().items()}
+    writers = _writers(records)
     versions: dict[str, str] = {}
     waiting, seen = [record], {record.id}
     while waiting:
@@ -70,6 +97,40 @@ def versions_behind(record: Record, records: Iterable[Record]) -> dict[str, str]
                 seen.add(writer.id)
                 waiting.append(writer)
     return versions
+
+
+def _contradiction(chosen: Mapping[str, str], named: Mapping[str, str], writers: _Writers) -> str | None:
+    """What was made from another version than the named one: metrics of another adapter, say."""
+    for name, version in chosen.items():
+        writer = writers.get((name, version))
+        used = {} if writer is None else _made_before(writer, name)
+        for other, wanted in named.items():
+            if used.get(other, wanted) != wanted:
+                return (
+                    f"{name} {version} was made from {other} {used[other]}, not from the {other} {wanted} that "
+                    f"--load-versions names. First run the pipeline that writes {name} with the same --load-versions "
+                    f"(`kedro registry describe` shows which), or name the {name} that you want as well."
+                )
+    return None
+
+
+def _made_before(record: Record, name: str) -> dict[str, str]:
+    """What the run had read or written when it wrote `name`. Its record keeps the order of writing."""
+    versions = record.complete_versions()
+    written = list(record.written)
+    earlier = written[: written.index(name)]
+    return {**record.read_versions(), **{other: versions[other] for other in earlier if other in versions}}
+
+
+def _tell_of_newer(chosen: Mapping[str, str], stored: Mapping[str, Sequence[str]]) -> None:
+    for name, version in chosen.items():
+        if version != stored[name][0]:
+            logger.info(
+                "Reading %s %s, not the newest %s: it is the newest that goes with the other inputs.",
+                name,
+                version,
+                stored[name][0],
+            )
 
 
 def _newest_common_version(names: Sequence[str], stored: Mapping[str, Sequence[str]]) -> str | None:

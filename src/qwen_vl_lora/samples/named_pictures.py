@@ -79,15 +79,18 @@ def gather_pictures(places: Sequence[Path], image: ImageParameters, *, recursive
     """Check the pictures that `places` name: folders, files, or a CSV with the column image_path.
 
     Folders and files that are named here may be read; files that a table names must lie beside it,
-    in the project, or below `image.allowed_roots`.
+    in the project, or below `image.allowed_roots`. One of several places that is not there is kept with its reason.
 
     Raises:
-        MissingArtifactError: when a place is not there or holds no picture at all.
+        MissingArtifactError: when a single place is not there, or one holds no picture at all.
         DataFormatError: when a table has no column image_path.
     """
     checked = _Checked(image)
     for place in places:
         before = len(checked.named)
+        if len(places) > 1 and not place.exists():
+            checked.add(place.as_posix(), RowError("missing_image", f"{place.absolute()} is not there."), ())
+            continue
         for shown, source, roots in _find_pictures(place, image, recursive=recursive):
             checked.add(shown, source, roots)
         if len(checked.named) == before:
