@@ -10,6 +10,7 @@
     ├── AdapterError            (RuntimeError)      an adapter that does not belong to this base or setting
     ├── DeviceError             (RuntimeError)      the asked-for device is absent or too small
     ├── TrainingError           (RuntimeError)      training stopped itself: the result would be wrong
+    ├── LauncherError           (RuntimeError)      a rank was killed or hung, or a machine did not come
     ├── MachineError            (RuntimeError)      the disk is full, memory is out, access was refused
     └── lineage.run.RunInterruptedError (RuntimeError)  a signal asked the run to end
 
@@ -47,6 +48,10 @@ class DeviceError(QwenVLLoraError, RuntimeError):
 
 class TrainingError(QwenVLLoraError, RuntimeError):
     """Training stopped itself because its result would have been wrong."""
+
+
+class LauncherError(QwenVLLoraError, RuntimeError):
+    """One of several processes was killed, hung or failed, or a machine did not come."""
 
 
 class MachineError(QwenVLLoraError, RuntimeError):

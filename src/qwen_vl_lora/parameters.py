@@ -176,6 +176,8 @@ class TrainingParameters(LibraryGroup):
         "do_eval": "use eval_strategy",
         "do_predict": "run the evaluation pipeline",
         "local_rank": "use `launcher`",
+        "ddp_timeout": "use launcher.timeout",
+        "ddp_backend": "NCCL on GPUs, gloo on CPUs",
         "save_only_model": "a checkpoint without optimizer state cannot be resumed",
         "neftune_noise_alpha": "noise on embeddings is not part of a reproducible row",
     }
@@ -236,6 +238,43 @@ class TrainingParameters(LibraryGroup):
         """Keyword arguments for TrainingArguments, without those that the project carries out itself."""
         ours = {"early_stopping_patience", "per_device_train_batch_size", "gradient_checkpointing"}
         return self.model_dump(exclude=ours)
+
+
+def check_endpoint(text: str) -> str:
+    """`HOST:PORT` as torch's launcher takes it.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"required is HOST:PORT, such as 10.0.0.1:29400; came {text!r}")
+    return text
+
+
+class LauncherParameters(ParameterGroup):
+    """How many processes share the work, by torchrun's own names."""
+
+    nproc_per_node: PositiveInt | Literal["auto"] = Field(
+        description="processes on each machine; auto is one for each GPU, or 1"
+    )
+    nnodes: PositiveInt = Field(description="machines")
+    rdzv_endpoint: str | None = Field(description="HOST:PORT of this machine, where the others find it")
+    rdzv_timeout: PositiveInt = Field(description="seconds to wait for the others")
+    timeout: PositiveInt = Field(description="seconds without progress after which a process counts as hanging")
+
+    @model_validator(mode="after")
+    def _machines_have_a_meeting_point(self) -> Self:
+        if self.rdzv_endpoint is not None:
+            check_endpoint(self.rdzv_endpoint)
+        elif self.nnodes > 1:
+            raise ValueError(f"nnodes is {self.nnodes}, which needs rdzv_endpoint: HOST:PORT of this machine")
+        return self
+
+    @property
+    def is_one_process(self) -> bool:
+        """Whether everything is done in this very process, whatever the machine."""
+        return self.nnodes == 1 and self.nproc_per_node == 1
 
 
 class GenerationParameters(ParameterGroup):
@@ -315,6 +354,7 @@ class Parameters(ParameterGroup):
     attention: Literal["sdpa", "flash_attention_2"]
     quantization: Literal["nf4", "int8"] | None = Field(description="bits of the language model's frozen weights")
     init_adapter: str | None = Field(min_length=1, description="path or version of an adapter to go on from")
+    launcher: LauncherParameters
     generation: GenerationParameters
     scoring: ScoringParameters
     swanlab: SwanLabParameters

@@ -84,3 +84,18 @@ def test_ranks_share_every_step_without_overlap():
     whole = list(StepSampler(groups, 8, seed=1))
     shares = [list(StepSampler(groups, 8, seed=1, rank=rank, world_size=3)) for rank in range(3)]
     assert [[*a, *b, *c] for a, b, c in zip(*shares, strict=True)] == whole
+
+
+def test_what_can_share_a_row_goes_to_one_rank_where_shares_stay_even():
+    groups = [0, 0, 0, 0, 0, 1, 1, 1]
+    shares = [next(iter(StepSampler(groups, 8, seed=1, rank=rank, world_size=2))) for rank in range(2)]
+    assert all(len({groups[index] for index in share}) == 1 for share in shares)
+    assert sorted(len(share) for share in shares) == [3, 5]
+    one_picture = [next(iter(StepSampler([0] * 8, 8, seed=1, rank=rank, world_size=2))) for rank in range(2)]
+    assert [len(share) for share in one_picture] == [4, 4]
+
+
+def test_more_ranks_than_captions_leave_some_without():
+    shares = [next(iter(StepSampler([0, 1], 8, seed=1, rank=rank, world_size=4))) for rank in range(4)]
+    assert sorted(index for share in shares for index in share) == [0, 1]
+    assert [] in shares

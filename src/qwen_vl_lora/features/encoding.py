@@ -5,8 +5,10 @@ Finished shards wait in the workspace, so a killed run goes on where it stopped.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +20,9 @@ from qwen_vl_lora.features.store import SHARD_SUFFIX, FeatureStore, ImageFeature
 from qwen_vl_lora.modeling.base_model import BaseModel
 from qwen_vl_lora.modeling.fingerprints import file_sha256
 from qwen_vl_lora.modeling.pictures import PictureSizer, pixel_inputs
-from qwen_vl_lora.parameters import ImageParameters
+from qwen_vl_lora.parameters import ImageParameters, LauncherParameters
+from qwen_vl_lora.ranks import here
+from qwen_vl_lora.ranks.launching import count_ranks
 from qwen_vl_lora.samples.image_store import ImageStore
 
 if TYPE_CHECKING:
@@ -39,18 +43,20 @@ def encode_pictures(
     device: torch.device,
     store: FeatureStore,
     staging: Path,
+    launcher: LauncherParameters | None = None,
 ) -> StagedShards:
     """Encode those pictures that the store does not hold yet.
 
     Args:
         images: all pictures of the run.
         staging: folder in the workspace for finished shards, one per key.
+        launcher: how many processes share it; None encodes in this one.
 
     Returns:
         The new shards, still in `staging`; their union with the store covers `images`.
     """
     key = FeatureKey.of(base_model, image, dtype)
-    staging = staging / key.digest
+    workspace, staging = staging.parent, staging / key.digest
     staging.mkdir(parents=True, exist_ok=True)
     store.drop_damaged(key)
     _drop_damaged_leftovers(staging)
@@ -58,13 +64,18 @@ def encode_pictures(
     wanted = ImageFeatures(staging).missing(wanted)
     if wanted:
         logger.info("Encoding %d of %d pictures; the others are stored.", len(wanted), len(images))
-        _encode(wanted, images, base_model, image, dtype, device, staging)
+        if launcher is None or count_ranks(launcher, device) == 1:
+            encode_share(wanted, images, base_model, image, dtype, device, staging)
+        else:
+            from qwen_vl_lora.features.launcher import encode_on_ranks
+
+            encode_on_ranks(wanted, images, base_model, image, dtype, device, staging, launcher, workspace)
     else:
         logger.info("All %d pictures are encoded already.", len(images))
     return StagedShards(key, tuple(sorted(staging.glob(f"*{SHARD_SUFFIX}"))))
 
 
-def _encode(
+def encode_share(
     sha256s: list[str],
     images: ImageStore,
     base_model: BaseModel,
@@ -73,19 +84,26 @@ def _encode(
     device: torch.device,
     staging: Path,
 ) -> None:
+    """Encode this process's share of the pictures: of all batches, every n-th, so that ranks cut no batch anew."""
     from tqdm import tqdm
 
     processor = base_model.load_processor()
     sizer = PictureSizer.for_processor(processor, image)
     tower = base_model.load_vision_tower(dtype, device)
-    with tqdm(total=len(sha256s), desc="encode_images", unit="image", leave=False, disable=None) as bar:
+    numbers = itertools.count()
+    quiet = None if here.is_first() else True
+    with tqdm(total=len(sha256s), desc="encode_images", unit="image", leave=False, disable=quiet) as bar:
         for start in range(0, len(sha256s), SHARD_PICTURES):
             names = sha256s[start : start + SHARD_PICTURES]
             features: dict[str, torch.Tensor] = {}
-            for batch, inputs in _read_ahead(_batches(names, images, sizer, device.type), images, processor, sizer):
+            batches = _batches(names, images, sizer, device.type)
+            mine = (batch for batch in batches if next(numbers) % here.world_size() == here.rank())
+            for batch, inputs in _read_ahead(mine, images, processor, sizer):
+                here.note(f"encoding pictures from {start} on")
                 features.update(zip(batch, _run_tower(tower, inputs, sizer), strict=True))
-                bar.update(len(batch))
-            _write_shard(features, staging)
+                bar.update(len(batch) * here.world_size())
+            if features:
+                _write_shard(features, staging)
 
 
 def _batches(names: Sequence[str], images: ImageStore, sizer: PictureSizer, device: str) -> Iterator[list[str]]:
@@ -144,7 +162,7 @@ def _run_tower(tower: Any, inputs: dict[str, torch.Tensor], sizer: PictureSizer)
 def _write_shard(features: dict[str, torch.Tensor], staging: Path) -> None:
     from safetensors.torch import save_file
 
-    partial = staging / f".{os.getpid()}.partial"
+    partial = staging / f".{uuid.uuid4().hex}.partial"  # ranks of several machines write here at once
     save_file(features, partial)
     with partial.open("rb") as file:
         os.fsync(file.fileno())

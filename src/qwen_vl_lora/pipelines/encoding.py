@@ -7,7 +7,7 @@ from kedro.pipeline import Node
 from qwen_vl_lora.features.store import FeatureStore, StagedShards
 from qwen_vl_lora.modeling.base_model import BaseModel
 from qwen_vl_lora.modeling.devices import choose_device, usable_dtype
-from qwen_vl_lora.parameters import ImageParameters, TrainingParameters
+from qwen_vl_lora.parameters import ImageParameters, LauncherParameters, TrainingParameters
 from qwen_vl_lora.pipelines.described import described_node
 from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.workspace import Workspace
@@ -21,6 +21,7 @@ def encode_images(
     training_args: TrainingParameters,
     vision: str,
     device: str,
+    launcher: LauncherParameters,
 ) -> StagedShards:
     """Run the frozen vision tower once per distinct picture that is not stored yet."""
     if vision == "adapted":
@@ -36,6 +37,7 @@ def encode_images(
         device=chosen,
         store=FeatureStore(workspace.feature_store),
         staging=workspace.folder("features"),
+        launcher=launcher,
     )
 
 
@@ -51,6 +53,7 @@ def encode_images_node() -> Node:
             "params:training_args",
             "params:vision",
             "params:device",
+            "params:launcher",
         ],
         outputs="image_features",
         tags=["compute"],

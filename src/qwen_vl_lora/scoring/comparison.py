@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,6 +19,8 @@ from qwen_vl_lora.modeling.base_model import BaseModel
 from qwen_vl_lora.modeling.chat import ChatEncoder
 from qwen_vl_lora.modeling.devices import choose_device, usable_dtype
 from qwen_vl_lora.modeling.pictures import PictureSizer
+from qwen_vl_lora.parameters import LauncherParameters
+from qwen_vl_lora.ranks.launching import count_ranks
 from qwen_vl_lora.samples.conversations import Conversation, Message, Part, TextPart, parse_conversation
 from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.scoring.generation import write_captions
@@ -65,10 +68,16 @@ def compare_captions(
     store: FeatureStore,
     records: Sequence[dict[str, Any]],
     settings: CaptionSettings,
+    workspace: Path | None = None,
+    launcher: LauncherParameters | None = None,
 ) -> pd.DataFrame:
     """Captions before and after for held-out conversations.
 
     The base side is the tuned model with its adapter switched off: one model in memory.
+
+    Args:
+        workspace: where several processes meet; needed with `launcher` alone.
+        launcher: how many processes share it; None writes the captions in this one.
 
     Returns:
         One row for each question: `image_id,image_path,prompt,references,base_caption,tuned_caption`.
@@ -77,12 +86,16 @@ def compare_captions(
         AdapterError: if the adapter was trained on another base.
     """
     adapter.check_base(base_model)
+    device = choose_device(settings.device)
+    if launcher is not None and workspace is not None and count_ranks(launcher, device) > 1:
+        from qwen_vl_lora.scoring.launcher import compare_on_ranks
+
+        return compare_on_ranks(base_model, adapter, images, store, records, settings, workspace, launcher)
     questions = group_questions([parse_conversation(record) for record in records])
     processor = base_model.load_processor()
     sizer = PictureSizer.for_processor(processor, settings.image)
     encoder = ChatEncoder(processor, sizer, images)
     prompts = [encoder.encode_prompt(question.conversation) for question in questions]
-    device = choose_device(settings.device)
     settings = replace(settings, dtype=usable_dtype(settings.dtype, device))
     pictures = _pictures(questions, base_model, images, store, settings, processor, sizer)
     model = adapter.attach(base_model.load_model(settings.dtype, device, quantization=settings.quantization))

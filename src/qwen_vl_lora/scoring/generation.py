@@ -11,6 +11,7 @@ import torch
 from qwen_vl_lora.features.inputs import PictureInputs
 from qwen_vl_lora.modeling.chat import EncodedConversation
 from qwen_vl_lora.parameters import GenerationParameters
+from qwen_vl_lora.ranks import here
 
 
 def write_captions(
@@ -21,7 +22,7 @@ def write_captions(
     generation: GenerationParameters,
     description: str,
 ) -> list[str]:
-    """One caption for each prompt, in the order of the prompts.
+    """One caption for each prompt, in the order of the prompts; ranks share the batches and all get all captions.
 
     Batches give the same captions as one prompt at a time: rows are padded on the left and
     padding is masked.
@@ -33,16 +34,20 @@ def write_captions(
     from tqdm import tqdm
 
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids))
-    captions = [""] * len(prompts)
+    batches = [order[start : start + generation.batch_size] for start in range(0, len(order), generation.batch_size)]
+    captions: dict[int, str] = {}
     model.eval()
-    with tqdm(total=len(prompts), desc=description, unit="caption", leave=False, disable=None) as bar:
-        for start in range(0, len(order), generation.batch_size):
-            indices = order[start : start + generation.batch_size]
-            written = _write_batch(model, processor, [prompts[index] for index in indices], pictures, generation)
-            for index, caption in zip(indices, written, strict=True):
-                captions[index] = caption
-            bar.update(len(indices))
-    return captions
+    quiet = None if here.is_first() else True
+    with tqdm(total=len(prompts), desc=description, unit="caption", leave=False, disable=quiet) as bar:
+        for number in here.share(len(batches)):
+            here.note(f"{description}: batch {number + 1} of {len(batches)}")
+            asked = [prompts[index] for index in batches[number]]
+            captions.update(
+                zip(batches[number], _write_batch(model, processor, asked, pictures, generation), strict=True)
+            )
+            bar.update(len(asked) * here.world_size())
+    everyones = here.gather_texts(captions, f"{description}: joining")
+    return [everyones[index] for index in range(len(prompts))]
 
 
 def _write_batch(

@@ -6,6 +6,7 @@ The optimizer step stays what the recipe says; only how it is cut into passes is
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from torch.nn import functional
 from qwen_vl_lora.exceptions import DeviceError
 from qwen_vl_lora.lineage.storage import write_whole
 from qwen_vl_lora.modeling.chat import EncodedConversation
+from qwen_vl_lora.ranks import here
 from qwen_vl_lora.tuning.collator import ForwardPass, RowCollator, to_device
 from qwen_vl_lora.tuning.rows import plan_passes
 
@@ -39,18 +41,19 @@ def choose_batch_size(
 
     Args:
         conversations: the training set; its longest decide.
-        most: captions of one optimizer step on this device.
+        most: captions of one optimizer step on this device. Ranks agree on the smallest of their choices.
         job_folder: where the choice is kept.
 
     Raises:
         DeviceError: if a single caption does not fit.
     """
     note = job_folder / CHOICE_FILE
-    if note.is_file():
-        return int(note.read_text())
-    size = _largest_that_fits(model, conversations, collator, rows, most)
-    logger.info("per_device_train_batch_size: auto is %d (an optimizer step holds %d).", size, most)
-    write_whole(note, str(size))
+    known = int(note.read_text()) if note.is_file() else None
+    size = known or _largest_that_fits(model, conversations, collator, rows, most)
+    size = int(min(told[0] for told in here.gather([size], "choosing the batch size")))
+    if known is None and here.is_first():
+        logger.info("per_device_train_batch_size: auto is %d (an optimizer step holds %d).", size, most)
+        write_whole(note, str(size))
     return size
 
 
@@ -76,10 +79,14 @@ def _largest_that_fits(
 
 def _fits(model: Any, forward: ForwardPass) -> bool:
     if model.device.type == "cpu":
-        return _saved_bytes(model, forward) <= _CPU_SHARE * _free_bytes(model.device)
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return _saved_bytes(model, forward) <= _CPU_SHARE * _free_bytes(model.device) / ranks_here
     try:
         _run(model, forward)
-        return torch.cuda.max_memory_allocated() <= _CUDA_SHARE * torch.cuda.get_device_properties(0).total_memory
+        return (
+            torch.cuda.max_memory_allocated()
+            <= _CUDA_SHARE * torch.cuda.get_device_properties(model.device).total_memory
+        )
     except torch.OutOfMemoryError:
         return False
     finally:

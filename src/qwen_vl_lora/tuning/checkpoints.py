@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -57,12 +56,11 @@ class TrainingJob:
 
     def open(self) -> None:
         """Take the folder, clean up what a kill left in it, and note what the job is."""
-        if is_first_rank():
-            self.folder = next(folder for folder in self._folders() if _take(folder))
-            at_run_end(self._leave)
-            for path in [*leftovers(self.folder), self.folder / INCOMING]:
-                shutil.rmtree(path, ignore_errors=True)
-            write_whole(self.folder / _INPUTS, json.dumps(dict(self.inputs), indent=2, sort_keys=True))
+        self.folder = next(folder for folder in self._folders() if _take(folder))
+        at_run_end(self._leave)
+        for path in [*leftovers(self.folder), self.folder / INCOMING]:
+            shutil.rmtree(path, ignore_errors=True)
+        write_whole(self.folder / _INPUTS, json.dumps(dict(self.inputs), indent=2, sort_keys=True))
 
     def close(self) -> None:
         """Forget the checkpoints when the run that trains has finished: a finished run never resumes.
@@ -126,11 +124,6 @@ def _give_back(folder: Path) -> None:
     lock = _taken.pop(folder, None)
     if lock is not None:
         lock.release()
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the one of a distributed training that writes."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

@@ -35,6 +35,15 @@ class ForwardPass:
     sample_ids: list[str]
 
 
+def silenced(forward: ForwardPass) -> ForwardPass:
+    """The same pass with nothing scored: its gradients are zero.
+
+    For a rank that has fewer passes than another: where weights or gradients are exchanged during a pass, all
+    ranks must make as many.
+    """
+    return ForwardPass(forward.inputs, forward.source[:, :0], forward.labels[:0], [])
+
+
 def rope_positions(conversation: EncodedConversation, merge_size: int) -> np.ndarray:
     """Multimodal rotary positions (3, T): temporal, height and width.
 

@@ -26,6 +26,9 @@ from qwen_vl_lora.modeling.devices import choose_device, usable_precision
 from qwen_vl_lora.modeling.lora import add_adapter, check_vision_is_untouched, trainable_parameters
 from qwen_vl_lora.modeling.parent import ParentAdapter, find_parent
 from qwen_vl_lora.modeling.pictures import PictureSizer
+from qwen_vl_lora.parameters import LauncherParameters
+from qwen_vl_lora.ranks import here
+from qwen_vl_lora.ranks.launching import count_ranks, threads_of_a_rank
 from qwen_vl_lora.samples.conversations import parse_conversation, row_of
 from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.records import Rejection
@@ -84,6 +87,7 @@ def fit_adapter(
     settings: TrainingSettings,
     workspace: Path,
     on_log: OnLog | None = None,
+    launcher: LauncherParameters | None = None,
 ) -> FittedAdapter:
     """Train a LoRA adapter, or go on with an unfinished training of the very same one.
 
@@ -93,20 +97,46 @@ def fit_adapter(
         settings: how.
         workspace: folder of the recipe's unfinished work.
         on_log: told every row of `training_log`, those that a resumed training took over first.
+        launcher: how many processes share it; None trains in this one.
 
     Raises:
         DataFormatError: if there is nothing to train on, or too much of it is too long.
         TrainingError: if the result would be wrong: a trainable tower, pictures that do not reach the model, a NaN.
         DeviceError: if the device is not there.
     """
+    from qwen_vl_lora.tuning.launcher import train_on_ranks
+
     device = choose_device(settings.device)
     settings = replace(settings, training_args=usable_precision(settings.training_args, device))
     parent = find_parent(settings.init_adapter, workspace)
     if parent is not None:
         parent.check_continues(base_model, settings.lora, settings.vision)
-    job = TrainingJob(job_inputs(base_model, data, settings, parent), workspace / "training")
+    ranks = 1 if launcher is None else count_ranks(launcher, device)
+    threads = torch.get_num_threads() if launcher is None else threads_of_a_rank(launcher, device)
+    job = TrainingJob(job_inputs(base_model, data, settings, parent, ranks, threads), workspace / "training")
     job.open()
     checkpoint = find_checkpoint(job, settings.resume)
+    if launcher is None or ranks == 1:
+        fitted = train(base_model, data, settings, parent, job.folder, checkpoint, on_log)
+    else:
+        work = (base_model, data, settings, parent, job.folder, checkpoint, on_log)
+        fitted = train_on_ranks(*work, launcher, workspace)
+    job.close()
+    return fitted
+
+
+def train(
+    base_model: BaseModel,
+    data: TrainingData,
+    settings: TrainingSettings,
+    parent: ParentAdapter | None,
+    job_folder: Path,
+    checkpoint: Path | None,
+    on_log: OnLog | None,
+) -> FittedAdapter:
+    """This process's part of a training; of several ranks, the first writes and its result counts."""
+    device = choose_device(settings.device)
+    here.note("reading conversations")
     processor = base_model.load_processor()
     sizer = PictureSizer.for_processor(processor, settings.image)
     train, long_train = _encode(data.train, "training", processor, sizer, data.images, settings)
@@ -115,10 +145,11 @@ def fit_adapter(
 
     dtype = settings.training_args.dtype
     pictures = choose_pictures(settings.vision, base_model, data.store, data.images, dtype, processor, sizer)
+    here.note("loading the base model")
     model = _load_trainable(base_model, parent, settings, device)
     collator = RowCollator(pictures, processor.tokenizer.pad_token_id, sizer.merge_size)
-    size = _batch_size(model, train, collator, settings, job)
-    trainer = build_trainer(model, train, validation, collator, settings, size, job.folder)
+    size = _batch_size(model, train, collator, settings, job_folder)
+    trainer = build_trainer(model, train, validation, collator, settings, size, job_folder)
     first = collator(first_pass(train, settings, size))
     if on_log is not None:
         tell_rows(trainer, checkpoint, on_log)
@@ -133,12 +164,14 @@ def fit_adapter(
         "trainable_parameters": trainable_parameters(model),
         "device": str(device),
         "dtype": dtype,
+        "ranks": here.world_size(),
         "resumed_from": checkpoint.name if checkpoint else None,
         "left_out_too_long": len(data.train) - len(train),
     }
     record = {**adapter_record(base_model, data, settings, parent), "training": summary}
-    directory = stage_adapter(model, job.folder / "adapter", record)
-    job.close()
+    directory = job_folder / "adapter"
+    if here.is_first():
+        stage_adapter(model, directory, record)
     left_out = reject_too_long([*long_train, *long_validation], settings.max_length, data.images)
     return FittedAdapter(directory, log, summary, preview_batch(first, processor), left_out)
 
@@ -159,7 +192,12 @@ def _load_trainable(
 
 
 def job_inputs(
-    base_model: BaseModel, data: TrainingData, settings: TrainingSettings, parent: ParentAdapter | None
+    base_model: BaseModel,
+    data: TrainingData,
+    settings: TrainingSettings,
+    parent: ParentAdapter | None,
+    ranks: int,
+    threads: int,
 ) -> Record:
     """Everything that decides the adapter's bits: an unfinished run resumes only where all of it is equal."""
     return {
@@ -176,7 +214,8 @@ def job_inputs(
         "attention": settings.attention,
         "quantization": settings.quantization,
         "init_adapter": parent.sha256 if parent else None,
-        "threads": torch.get_num_threads(),
+        "ranks": ranks,
+        "threads": threads,
         "packages": {
             name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")
         },
@@ -260,27 +299,25 @@ def _batch_size(
     train: Sequence[EncodedConversation],
     collator: RowCollator,
     settings: TrainingSettings,
-    job: TrainingJob,
+    job_folder: Path,
 ) -> int:
     """Captions of one forward pass."""
     size = settings.training_args.per_device_train_batch_size
     if size != "auto":
         return size
-    return choose_batch_size(model, train, collator, settings.rows, captions_per_device(settings), job.folder)
+    return choose_batch_size(model, train, collator, settings.rows, captions_per_device(settings), job_folder)
 
 
 def first_pass(train: Sequence[EncodedConversation], settings: TrainingSettings, size: int) -> list[Row]:
-    """The rows of the first forward pass of the run."""
-    step = [train[index] for index in _sampler(train, settings).steps()[0]]
+    """The rows of this process's first forward pass; where its share is empty, those of one caption."""
+    step = [train[index] for index in next(iter(_sampler(train, settings)))] or list(train[:1])
     return plan_passes(step, settings.rows, size)[0]
 
 
-def _sampler(
-    train: Sequence[EncodedConversation], settings: TrainingSettings, rank: int = 0, world_size: int = 1
-) -> StepSampler:
-    step_size = captions_per_device(settings) * world_size
+def _sampler(train: Sequence[EncodedConversation], settings: TrainingSettings) -> StepSampler:
+    step_size = captions_per_device(settings) * here.world_size()
     seed = settings.training_args.seed
-    return StepSampler(share_groups(train, settings.rows), step_size, seed, rank, world_size)
+    return StepSampler(share_groups(train, settings.rows), step_size, seed, here.rank(), here.world_size())
 
 
 def build_trainer(
@@ -295,6 +332,8 @@ def build_trainer(
     """A trainer whose loader gives one optimizer step at a time."""
     arguments = TrainingArguments(
         **{
+            # A text alone leaves an adapted tower without gradients; a frozen one has none to wait for.
+            "ddp_find_unused_parameters": settings.vision == "adapted",
             **settings.training_args.to_training_arguments(),
             # One item of the loader is one optimizer step; forward passes are cut inside it.
             "per_device_train_batch_size": captions_per_device(settings),
@@ -307,6 +346,7 @@ def build_trainer(
             "disable_tqdm": not sys.stderr.isatty(),
             "output_dir": str(output_dir),
             "use_cpu": choose_device(settings.device).type == "cpu",
+            "save_on_each_node": False,  # all machines share the workspace
         }
     )
     patience = settings.training_args.early_stopping_patience
@@ -317,7 +357,7 @@ def build_trainer(
         validation=validation,
         plan=partial(plan_passes, rows=settings.rows, batch_size=size),
         collator=collator,
-        sampler=_sampler(train, settings, arguments.process_index, arguments.world_size),
+        sampler=_sampler(train, settings),
         callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
     )
 

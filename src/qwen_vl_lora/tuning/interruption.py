@@ -17,6 +17,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import IntervalStrategy
 
 from qwen_vl_lora.lineage.run import RunInterruptedError
+from qwen_vl_lora.ranks import here
 
 if TYPE_CHECKING:
     from qwen_vl_lora.tuning.trainer import CaptionTrainer
@@ -63,7 +64,7 @@ class Progress(TrainerCallback, ExportableState):
             "attributes": {
                 "seconds": self.seconds,
                 "peak_bytes": self.peak_bytes,
-                "loss_since_log": float(loss),
+                "loss_since_log": self._trainer.loss_since_log,
                 "logged_step": self._trainer._globalstep_last_logged,
                 "at_end": self._trainer.control.should_training_stop,
                 "callbacks": {
@@ -95,7 +96,7 @@ class Progress(TrainerCallback, ExportableState):
         stored = self.stored_in(state)
         if not stored:
             return
-        self._trainer._tr_loss.fill_(stored["loss_since_log"])
+        self._trainer._tr_loss.fill_(stored["loss_since_log"][here.rank()])
         self._trainer._globalstep_last_logged = stored["logged_step"]
         for callback in self._trainer.callback_handler.callbacks:
             for name, value in stored["callbacks"].get(type(callback).__name__, {}).items():
@@ -131,7 +132,7 @@ def train_on(trainer: CaptionTrainer, checkpoint: Path | None) -> None:
             _load_end(trainer, checkpoint, state)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            if interruption.is_asked and not _last_checkpoint(trainer).is_dir():
+            if interruption.agree("the end of training") and not _last_checkpoint(trainer).is_dir():
                 trainer._save_checkpoint(trainer.model, None)
     interruption.stop_if_asked(trainer.args, trainer.state)  # no step was left that would have
 
@@ -156,6 +157,7 @@ class SaveOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self._received: signal.Signals | None = None
+        self._agreed: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -169,16 +171,18 @@ class SaveOnSignal(TrainerCallback):
         self._give_back()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._received is not None:
+        if self.agree(f"the end of step {state.global_step}"):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.agree(f"checkpoint {state.global_step}")
         self.stop_if_asked(args, state)
 
-    @property
-    def is_asked(self) -> bool:
-        """Whether a signal came."""
-        return self._received is not None
+    def agree(self, where: str) -> bool:
+        """Whether any rank was asked to stop: all stop at the same place, wherever the signal came and when."""
+        asked = int(max(told[0] for told in here.gather([self._received or 0], where)))
+        self._agreed = signal.Signals(asked) if asked else None
+        return asked != 0
 
     def stop_if_asked(self, args: TrainingArguments, state: TrainerState) -> None:
         """End the run where a signal asked for it; the step's checkpoint is saved.
@@ -186,9 +190,9 @@ class SaveOnSignal(TrainerCallback):
         Raises:
             RunInterruptedError: saying how to go on.
         """
-        if self._received is not None:
+        if self._agreed is not None:
             raise RunInterruptedError(
-                f"Stopped by {self._received.name} after step {state.global_step} of {state.max_steps}. Its checkpoint "
+                f"Stopped by {self._agreed.name} after step {state.global_step} of {state.max_steps}. Its checkpoint "
                 f"is saved in {args.output_dir}; the same command goes on from there."
             )
 

@@ -96,10 +96,12 @@ def pack_rows(rows: Sequence[Row], max_rows: int, max_tokens: int) -> list[list[
 def plan_passes(
     conversations: Sequence[EncodedConversation], rows: Literal["shared", "separate"], batch_size: int
 ) -> list[list[Row]]:
-    """The forward passes of one optimizer step.
+    """The forward passes of one optimizer step; none for a rank whose share of it is empty.
 
     A pass is as large as `batch_size` separate rows would be: that many tokens, however they are packed.
     """
+    if not conversations:
+        return []
     max_tokens = batch_size * max(len(conversation.ids) for conversation in conversations)
     return pack_rows(group_rows(conversations, rows, max_tokens), batch_size, max_tokens)
 
@@ -114,7 +116,7 @@ class StepSampler:
         groups: for each conversation the group it can share a row with.
         step_size: captions of one optimizer step over all ranks.
         rank: this process.
-        world_size: processes; each takes a share of every step.
+        world_size: processes; each takes a share of every step, which may be empty in the last one.
     """
 
     def __init__(self, groups: Sequence[int], step_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -122,6 +124,7 @@ class StepSampler:
         for index, group in enumerate(groups):
             members[group].append(index)
         self._groups = list(members.values())
+        self._group_of = np.asarray(groups)
         self._num_conversations = len(groups)
         self._step_size = step_size
         self._seed = seed
@@ -137,7 +140,22 @@ class StepSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps():
-            yield np.array_split(step, self._world_size)[self._rank].tolist()
+            cuts = self._cuts(step)
+            yield step[cuts[self._rank] : cuts[self._rank + 1]].tolist()
+
+    def _cuts(self, step: np.ndarray) -> list[int]:
+        """Where a step is cut into the ranks' shares.
+
+        Between two groups if that is near an even cut: what can share a row then does so within one rank.
+        """
+        even = len(step) / self._world_size
+        groups = self._group_of[step]
+        borders = np.array([0, *(np.flatnonzero(np.diff(groups)) + 1), len(step)])
+        cuts = []
+        for rank in range(self._world_size + 1):
+            nearest = int(borders[np.abs(borders - rank * even).argmin()])
+            cuts.append(nearest if abs(nearest - rank * even) < even / 2 else round(rank * even))
+        return cuts
 
     def steps(self) -> list[np.ndarray]:
         """Indices of every step of the epoch, over all ranks."""

@@ -23,8 +23,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from qwen_vl_lora.exceptions import TrainingError
 from qwen_vl_lora.modeling.chat import EncodedConversation
+from qwen_vl_lora.ranks import here
 from qwen_vl_lora.tuning.checkpoints import INCOMING, prune, publish
-from qwen_vl_lora.tuning.collator import ForwardPass, RowCollator
+from qwen_vl_lora.tuning.collator import ForwardPass, RowCollator, silenced
 from qwen_vl_lora.tuning.interruption import Progress, SaveOnSignal
 from qwen_vl_lora.tuning.rows import Row, StepSampler, pack_rows
 
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 LOG_COLUMNS = ("step", "epoch", "loss", "validation_loss", "learning_rate", "grad_norm", "samples_per_second")
 _OUR_NAMES = {"eval_loss": "validation_loss"}
+
+_SECONDS_TO_SPEAK = 2.0
 
 Plan = Callable[[Sequence[EncodedConversation]], list[list[Row]]]
 
@@ -69,6 +72,7 @@ class CaptionTrainer(Trainer):
         self._collator = collator
         self._sampler = sampler
         self._captions_seen = 0
+        self.loss_since_log: list[float] = []
         self._logged_at = (time.perf_counter(), 0)
         self.interruption = SaveOnSignal()
         super().__init__(
@@ -95,23 +99,34 @@ class CaptionTrainer(Trainer):
         return [self._collator(rows) for rows in self._plan(conversations)]
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """The next step and its number of scored tokens over all ranks."""
-        steps = [next(epoch_iterator)]
-        scored = torch.tensor(sum(len(forward.labels) for forward in steps[0]), device=device)
-        return steps, self.accelerator.gather(scored).sum()
+        """The next step and its number of scored tokens over all ranks; every rank makes as many passes."""
+        step = f"step {self.state.global_step + 1}"
+        here.note(f"{step}: reading its captions")
+        passes: list[ForwardPass] = next(epoch_iterator)
+        samples = sum(len(forward.sample_ids) for forward in passes)
+        scored = sum(len(forward.labels) for forward in passes)
+        counts = here.gather([scored, samples, len(passes)], f"{step}: counting tokens")
+        scored, captions = (int(sum(count)) for count in list(zip(*counts, strict=True))[:2])
+        self._captions_seen += captions
+        missing = int(max(count[2] for count in counts)) - len(passes)
+        if missing:
+            passes += [silenced(passes[0] if passes else self._collator([Row((self._train[0],))]))] * missing
+        return [passes], torch.tensor(scored, device=device)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Gradients of one optimizer step: the mean loss over its answer tokens."""
         model.train()
         total = torch.zeros((), device=self.args.device)
+        step = f"step {self.state.global_step + 1}"
         for number, forward in enumerate(inputs):
             is_last = number == len(inputs) - 1
+            here.note(f"{step}: pass {number + 1} of {len(inputs)}")
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
                 # Ranks average their gradients, so each one's sum is scaled up by their number.
                 loss = self._summed_loss(model, forward) * self.accelerator.num_processes / num_items_in_batch
-                self.accelerator.backward(loss)
+                with here.waiting(f"{step}: gradients") if is_last else contextlib.nullcontext():
+                    self.accelerator.backward(loss)
             total += loss.detach()
-            self._captions_seen += len(forward.sample_ids)
         norm = self._gradient_norm(model)
         if not torch.isfinite(total + norm):
             self._stop_on_bad_step(float(total), float(norm), inputs)
@@ -135,6 +150,9 @@ class CaptionTrainer(Trainer):
     def _stop_on_bad_step(self, loss: float, norm: float, inputs: Sequence[ForwardPass]) -> None:
         what = f"gradient's norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
         samples = [sample for forward in inputs for sample in forward.sample_ids]
+        losses = [told[0] for told in here.gather([loss], "a bad step")]
+        if math.isfinite(loss) and not all(map(math.isfinite, losses)):
+            time.sleep(_SECONDS_TO_SPEAK)  # the rank whose samples did it is to be heard
         steps = [int(path.name.split("-")[1]) for path in Path(str(self.args.output_dir)).glob("checkpoint-*")]
         last = f"checkpoint-{max(steps)}" if steps else "none"
         raise TrainingError(
@@ -154,11 +172,14 @@ class CaptionTrainer(Trainer):
         size = self.args.per_device_eval_batch_size
         longest = max(row.length for row in rows)
         with torch.no_grad():
-            for batch in pack_rows(rows, size, size * longest):
-                forward = self._collator(batch)
+            batches = pack_rows(rows, size, size * longest)
+            for number in here.share(len(batches)):
+                here.note(f"validation batch {number + 1} of {len(batches)}")
+                forward = self._collator(batches[number])
                 total += self._summed_loss(model, forward)
                 tokens += len(forward.labels)
-        metrics = {f"{metric_key_prefix}_loss": float(total) / tokens}
+        sums = here.gather([float(total), tokens], "the validation loss")
+        metrics = {f"{metric_key_prefix}_loss": sum(loss for loss, _ in sums) / sum(count for _, count in sums)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -179,9 +200,11 @@ class CaptionTrainer(Trainer):
         """Write beside, and rename: a checkpoint is whole or absent, also after power loss."""
         root = Path(str(self.args.output_dir))
         incoming = root / INCOMING
-        if self.args.should_save:
+        where = f"checkpoint {self.state.global_step}"
+        self.loss_since_log = [told[0] for told in here.gather([float(self._tr_loss)], where)]
+        if here.is_first():
             shutil.rmtree(incoming, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+        here.meet(where)
         self.args.output_dir = str(incoming)
         try:
             super()._save_checkpoint(model, trial)
@@ -189,12 +212,12 @@ class CaptionTrainer(Trainer):
             self.args.output_dir = str(root)
         written = incoming / f"checkpoint-{self.state.global_step}"
         self._name_best_checkpoint(root, written)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
+        here.meet(where)
+        if here.is_first():
             self.state.save_to_json(str(written / "trainer_state.json"))
             publish(written, root)
             prune(root, self.args.save_total_limit, self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()
+        here.meet(where)
 
     def _finalize_training(self, *arguments: Any) -> Any:
         """With a limit of 1 transformers would now remove the newest checkpoint; a kill could not go on from it."""

@@ -10,12 +10,14 @@ from qwen_vl_lora.modeling.base_model import BaseModel
 from qwen_vl_lora.parameters import (
     GenerationParameters,
     ImageParameters,
+    LauncherParameters,
     PromptParameters,
     ScoringParameters,
     TrainingParameters,
 )
 from qwen_vl_lora.pipelines.tables import Table
 from qwen_vl_lora.samples.image_store import ImageStore
+from qwen_vl_lora.samples.workspace import Workspace
 
 
 def generate_captions(
@@ -24,12 +26,14 @@ def generate_captions(
     images: ImageStore,
     image_features: FeatureStore,
     test_conversations: list[dict[str, Any]],
+    workspace: Workspace,
     prompt: PromptParameters,
     image: ImageParameters,
     generation: GenerationParameters,
     training_args: TrainingParameters,
     vision: str,
     device: str,
+    launcher: LauncherParameters,
     quantization: str | None,
     scoring: ScoringParameters,
 ) -> Table:
@@ -40,7 +44,9 @@ def generate_captions(
     dtype = training_args.dtype
     configured = CaptionSettings(prompt, image, generation, vision, dtype, device, quantization)  # type: ignore[arg-type]
     settings = configured.for_adapter(adapter, scoring.settings_from)
-    return compare_captions(base_model, adapter, images, image_features, test_conversations, settings)
+    return compare_captions(
+        base_model, adapter, images, image_features, test_conversations, settings, workspace.path, launcher
+    )
 
 
 def score_captions(predictions: Table, scoring: ScoringParameters) -> tuple[dict[str, Any], Table]:

@@ -11,6 +11,7 @@ from qwen_vl_lora.modeling.base_model import BaseModel
 from qwen_vl_lora.parameters import (
     GenerationParameters,
     ImageParameters,
+    LauncherParameters,
     LoraParameters,
     PromptParameters,
     QuarantineParameters,
@@ -38,6 +39,7 @@ def train_adapter(
     rows: str,
     resume: str,
     device: str,
+    launcher: LauncherParameters,
     attention: str,
     quantization: str | None,
     init_adapter: str | None,
@@ -68,7 +70,7 @@ def train_adapter(
     )
     tracker = current_tracker()
     on_log = None if tracker is None else tracker.log_row
-    fitted = fit_adapter(base_model, data, settings, workspace.path, on_log)
+    fitted = fit_adapter(base_model, data, settings, workspace.path, on_log, launcher)
     left_out = rejection_table(fitted.left_out)
     return fitted.directory, fitted.log_table(), fitted.summary, fitted.preview, left_out
 

@@ -31,6 +31,7 @@ def create_pipeline() -> Pipeline:
                     "params:rows",
                     "params:resume",
                     "params:device",
+                    "params:launcher",
                     "params:attention",
                     "params:quantization",
                     "params:init_adapter",
