@@ -121,3 +121,18 @@ def test_every_parameter_is_documented_with_its_default(tree):
         else:
             keys.append(name)
     assert [key for key in keys if f"`{key}`" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("launcher.nnodes", 2, "nnodes is 2, which needs rdzv_endpoint: HOST:PORT"),
+        ("launcher.rdzv_endpoint", "somewhere", "required is HOST:PORT, such as .*; came 'somewhere'"),
+        ("launcher.rdzv_endpoint", "host:99999", "required is HOST:PORT"),
+        ("launcher.nproc_per_node", 0, "launcher.nproc_per_node: "),
+        ("training_args.ddp_timeout", 5, "use launcher.timeout"),
+    ],
+)
+def test_processes_that_could_not_meet_are_refused(tree, key, value, message):
+    with pytest.raises(ParameterError, match=message):
+        validate_parameters(changed(tree, key, value))
