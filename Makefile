@@ -31,8 +31,8 @@ test-slow: $(VENV)/.installed-dev ## the tests that take minutes
 verify-recipe: $(VENV)/.installed ## run a recipe on real weights: make verify-recipe ENV=qwen2_vl_2b_coco
 	$(BIN)/python -m benchmarks.verify_recipe --env $(ENV) --params "$(PARAMS)"
 
-bench: $(VENV)/.installed ## speed and memory against the tutorials' method (about two hours on two quiet cores)
-	$(BIN)/python -m benchmarks.bench
+bench: $(VENV)/.installed ## speed and memory against the tutorials' method (about 50 minutes on two quiet cores; MINUTES=40 leaves out what would not end by then)
+	$(BIN)/python -m benchmarks.bench $(if $(MINUTES),--minutes $(MINUTES))
 
 bench-gpu: $(VENV)/.installed ## the full-size job with random weights; needs a GPU
 	$(BIN)/python -m benchmarks.gpu

@@ -1,9 +1,10 @@
 """`make bench`: the tutorials' method and this project, side by side.
 
-    python -m benchmarks.bench [--only W0,W1,…] [--repeats N] [--quick] [--threads N] [--out FOLDER]
+    python -m benchmarks.bench [--only W0,W1,…] [--repeats N] [--minutes N] [--fresh]
+                               [--quick] [--threads N] [--out FOLDER]
 
-Results are rewritten after every workload, so a killed run keeps what it has, and a run with
-`--only` adds to the file of the same day and machine.
+Results are rewritten after every pair of runs, so a killed bench keeps what it has: started again on the
+same day, machine and commit it goes on where it stopped. `--only` adds to the same file.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import datetime
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.jobs import read_json, write_json
-from benchmarks.machine import current_commit, describe_machine, slug, versions
+from benchmarks.machine import CHANGES, current_commit, describe_machine, slug, versions
 from benchmarks.measuring import PROJECT, Bench, Record, report
 from benchmarks.workloads import D_GROWTH_MB, Workload, choose
 
@@ -27,6 +29,7 @@ QUIET_LOAD = 0.5
 
 COLUMNS = (
     "workload",
+    "runs",
     "baseline s",
     "project s",
     "ratio",
@@ -47,28 +50,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.getloadavg()[0] > QUIET_LOAD:
         report(f"The machine is busy (load {os.getloadavg()[0]:.1f}): these timings will not be worth much.")
     file = options.out / f"{results_name(describe_machine())}{'-quick' if options.quick else ''}.json"
-    results = run(workloads, file, options.repeats, options.threads)
+    if options.fresh:
+        file.unlink(missing_ok=True)
+    results = run(workloads, file, options.repeats, options.threads, options.minutes)
     table = render_table(results)
     print(table)
     return 1 if any(entry["checks"]["failures"] for entry in results["workloads"].values()) else 0
 
 
-def run(workloads: Sequence[Workload], file: Path, repeats: int | None, threads: int) -> Record:
-    """Measure, and write `file` and the table beside it after each workload."""
+def run(
+    workloads: Sequence[Workload], file: Path, repeats: int | None, threads: int, minutes: float | None = None
+) -> Record:
+    """Measure, and write `file` and the table beside it after each pair of runs.
+
+    Args:
+        repeats: pairs of runs of each workload; None for each one's own number.
+        minutes: a workload that is not expected to end within them is left out.
+    """
     machine, commit = describe_machine(), current_commit(PROJECT)
     results: Record = {"commit": commit, "machine": machine, "threads": threads, "versions": versions()}
     results["workloads"] = read_json(file)["workloads"] if file.is_file() else {}
+    known = {workload.key: _known(results["workloads"].get(workload.key), commit) for workload in workloads}
+    seconds = {workload.key: _expected_seconds(workload, repeats, known[workload.key]) for workload in workloads}
+    report(f"{len(workloads)} workloads, about {sum(seconds.values()) / 60:.0f} minutes on 2 quiet cores; to {file}")
+    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="qwen-vl-lora-bench-") as root:
         bench = Bench(Path(root), threads)
         for workload in workloads:
-            measured = bench.measure(workload, repeats or workload.repeats)
-            load = round(os.getloadavg()[0], 2)
-            results["workloads"][workload.key] = {**measured, "commit": commit, "load_after": load}
-            add_growth(results["workloads"])
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, results)
-            file.with_suffix(".md").write_text(render_table(results), encoding="utf-8")
+            left = None if minutes is None else 60 * minutes - (time.monotonic() - started)
+            if left is not None and seconds[workload.key] > left:
+                report(f"{workload.key} is left out: it takes about {seconds[workload.key] / 60:.1f} minutes.")
+                continue
+            for measured in bench.measure(workload, repeats or workload.repeats, known[workload.key]):
+                load = round(os.getloadavg()[0], 2)
+                results["workloads"][workload.key] = {**measured, "commit": commit, "load_after": load}
+                add_growth(results["workloads"])
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(file, results)
+                file.with_suffix(".md").write_text(render_table(results), encoding="utf-8")
     return results
+
+
+def _known(entry: Record | None, commit: str) -> Record | None:
+    """What an earlier, killed bench measured of a workload, if it was the same code."""
+    is_same = entry is not None and entry["commit"] == commit and not commit.endswith(CHANGES)
+    return entry if is_same else None
+
+
+def _expected_seconds(workload: Workload, repeats: int | None, known: Record | None) -> float:
+    done = len(known["runs"]["baseline"]) if known else 0
+    return workload.seconds * max(0, (repeats or workload.repeats) - done)
 
 
 def add_growth(workloads: dict[str, Any]) -> None:
@@ -89,7 +120,7 @@ def render_table(results: Record) -> str:
         f"transformers {results['versions']['transformers']}, {results['threads']} threads. Medians.",
         "",
         f"| {' | '.join(COLUMNS)} |",
-        "|---|" + "---:|" * 8 + "---|---|",
+        "|---|" + "---:|" * 9 + "---|---|",
         *(_table_row(key, entry) for key, entry in sorted(results["workloads"].items())),
         "",
     ]
@@ -105,6 +136,7 @@ def _table_row(key: str, entry: Record) -> str:
     wanted, share = entry["target"]["ratio"], entry["target"]["peak_share"]
     cells = [
         key,
+        str(len(entry["runs"]["project"])),
         f"{entry['baseline_s']:.1f}",
         f"{entry['project_s']:.1f}",
         f"{entry['ratio']:.2f}×",
@@ -123,6 +155,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", help="workloads, comma-separated; W1 is all of W1's")
     parser.add_argument("--repeats", type=int, help="runs of each side; default: the workload's own number")
+    parser.add_argument("--minutes", type=float, help="leave out what is not expected to end within them")
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured today")
     parser.add_argument("--threads", type=int, default=2, help="torch threads on both sides")
     parser.add_argument("--quick", action="store_true", help="toy sizes: shows that everything runs, measures nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")

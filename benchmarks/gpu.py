@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bench = Bench(Path(root), results["threads"])
         for name in options.only.split(","):
             job = replace(JOBS[name].toy(), dtype="float32", device="cpu") if options.quick else JOBS[name]
-            measured = bench.measure(job, options.repeats)
+            *_, measured = bench.measure(job, options.repeats)
             results["workloads"][job.key] = {**measured, **utilization(job, measured, options.peak_tflops)}
             write_json(file, results)
             file.with_suffix(".md").write_text(render_table(results), encoding="utf-8")

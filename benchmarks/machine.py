@@ -9,6 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 
+CHANGES = "+changes"
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "kedro", "pillow")
 
 
@@ -43,7 +44,9 @@ def versions() -> dict[str, str]:
 def current_commit(project: Path) -> str:
     """Short commit; `+changes` when the working tree differs from it, `none` before the first."""
     commit = _git(project, "rev-parse", "--short", "HEAD") or "none"
-    return f"{commit}+changes" if _git(project, "status", "--porcelain") else commit
+    # The results themselves lie in the working tree.
+    changed = _git(project, "status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return f"{commit}{CHANGES}" if changed else commit
 
 
 def _git(project: Path, *arguments: str) -> str:

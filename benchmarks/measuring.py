@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -26,6 +27,8 @@ UNTRAINED_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
 """Relative, of the untrained model's loss: both sides compute it over other shapes, so roundings differ."""
 
 Record = dict[str, Any]
+MeasurePair = Callable[[int], tuple[dict[str, Record], Record]]
+"""Measures both sides once, given how often they were; gives both runs and, where it looked, what it checked."""
 
 _MODULES = {
     ("baseline", "train"): "benchmarks.tutorial",
@@ -46,20 +49,34 @@ class Bench:
     root: Path
     threads: int
 
-    def measure(self, workload: Workload, repeats: int) -> Record:
-        """All runs of one workload, their medians and checks.
+    def measure(self, workload: Workload, repeats: int, known: Record | None = None) -> Iterator[Record]:
+        """Measure both sides in turn; gives medians, checks and every run so far after each pair of runs.
+
+        Args:
+            repeats: pairs of runs, with those of `known`.
+            known: what was given last when the bench was stopped.
 
         Raises:
             RuntimeError: when a process fails, with the end of its output.
         """
+        runs: dict[str, list[Record]] = known["runs"] if known else {side: [] for side in SIDES}
+        checks: Record = known["checks"] if known else {}
+        done = len(runs["project"])
+        if done >= repeats:
+            report(f"{workload.key}: measured before")
+            return
         folder = self.root / workload.key
         folder.mkdir(parents=True)
         try:
-            if workload.kind == "startup":
-                return self._measure_startup(workload, repeats, folder)
-            job = self.prepare(workload, folder / "data")
-            runs = self._run_both(workload, job, repeats, folder)
-            return summarize(workload, runs, self._check(workload, job, runs))
+            measure = self._startup(folder) if workload.kind == "startup" else self._pairs(workload, folder)
+            for number in range(done, repeats):
+                pair, found = measure(number)
+                for side in SIDES:
+                    runs[side].append(pair[side])
+                checks = found or checks
+                if workload.kind == "engineer":
+                    checks = check_images(workload, runs)
+                yield summarize(workload, runs, checks)
         finally:
             shutil.rmtree(folder)
 
@@ -86,41 +103,46 @@ class Bench:
             note.write_text(json.dumps(run_job(job)), encoding="utf-8")
         return Path(read_json(note)["path"])
 
-    def _run_both(self, workload: Workload, job: Job, repeats: int, folder: Path) -> dict[str, list[Record]]:
-        """Baseline and project in turn, `repeats` times."""
-        runs: dict[str, list[Record]] = {side: [] for side in SIDES}
-        for number in range(repeats):
+    def _pairs(self, workload: Workload, folder: Path) -> MeasurePair:
+        """Prepares a workload; the function it gives measures baseline and project once, and checks the first pair."""
+        job = self.prepare(workload, folder / "data")
+
+        def measure(number: int) -> tuple[dict[str, Record], Record]:
+            pair: dict[str, Record] = {}
             for side in SIDES:
                 module = _MODULES.get((side, workload.kind), "benchmarks.project")
+                scratch = folder / f"{side}-{number}"
                 check = number == 0 and workload.kind == "train"
-                run = run_job(_replace(job, module=module, scratch=folder / f"{side}-{number}", check=check))
-                runs[side].append(run)
-                report(f"{workload.key} {side} {number + 1}/{repeats}: {run['seconds']:.1f} s, {peak(run):.0f} MB")
-                shutil.rmtree(folder / f"{side}-{number}" / "arrow", ignore_errors=True)
-        return runs
+                pair[side] = run_job(_replace(job, module=module, scratch=scratch, check=check))
+                seconds, memory = pair[side]["seconds"], peak(pair[side])
+                report(f"{workload.key} {side} {number + 1}: {seconds:.1f} s, {memory:.0f} MB")
+                shutil.rmtree(scratch / "arrow", ignore_errors=True)
+            return pair, self._check(workload, job, pair, number)
 
-    def _check(self, workload: Workload, job: Job, runs: dict[str, list[Record]]) -> Record:
+        return measure
+
+    def _check(self, workload: Workload, job: Job, pair: dict[str, Record], number: int) -> Record:
         """Whether both sides did the same work."""
-        if workload.kind == "train":
-            adapters = {side: runs[side][0]["adapter"] for side in SIDES}
-            judge = _replace(job, module="benchmarks.judge", task="judge", scratch=job.data / "judge")
-            verdict = run_job(_replace(judge, options={"adapters": adapters}))
-            return check_training(workload, runs, verdict)
         if workload.kind == "caption":
-            return check_captions(runs)
-        return check_images(workload, runs)
+            return check_captions(pair)
+        if workload.kind == "engineer" or number > 0:
+            return {}
+        adapters = {side: pair[side]["adapter"] for side in SIDES}
+        judge = _replace(job, module="benchmarks.judge", task="judge", scratch=job.data / "judge")
+        return check_training(workload, pair, run_job(_replace(judge, options={"adapters": adapters})))
 
-    def _measure_startup(self, workload: Workload, repeats: int, folder: Path) -> Record:
+    def _startup(self, folder: Path) -> MeasurePair:
         empty = startup.make_empty_project(folder / "empty", importlib.metadata.version("kedro"))
         projects = {"baseline": empty, "project": PROJECT}
         for project in projects.values():  # once unmeasured: writes the bytecode caches
             startup.time_start(project)
-        runs: dict[str, list[Record]] = {side: [] for side in SIDES}
-        for _ in range(repeats):
-            for side, project in projects.items():
-                runs[side].append(startup.time_start(project))
         heavy = sorted({"torch", "transformers", "peft"} & startup.imported_modules(PROJECT))
-        return summarize(workload, runs, {"failures": [f"{name} is imported" for name in heavy]})
+
+        def measure(_number: int) -> tuple[dict[str, Record], Record]:
+            pair = {side: startup.time_start(project) for side, project in projects.items()}
+            return pair, {"failures": [f"{name} is imported" for name in heavy]}
+
+        return measure
 
 
 def _replace(job: Job, **changes: Any) -> Job:
@@ -138,7 +160,8 @@ def run_job(job: Job) -> Record:
     job.write(file)
     environment = {
         **os.environ,
-        "PYTHONPATH": str(PROJECT),
+        # The code beside the bench is measured, whatever copy of it is installed.
+        "PYTHONPATH": f"{PROJECT}{os.pathsep}{PROJECT / 'src'}",
         "OMP_NUM_THREADS": str(job.threads),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(job.scratch / "arrow"),
@@ -166,9 +189,9 @@ def peak(run: Record) -> float:
     return float(on_gpu if on_gpu else run["peak_mb"])
 
 
-def check_training(workload: Workload, runs: dict[str, list[Record]], verdict: Record) -> Record:
+def check_training(workload: Workload, pair: dict[str, Record], verdict: Record) -> Record:
     """Tensors, image tokens, scored tokens, steps, untrained loss and validation loss, side by side."""
-    first = {side: {**runs[side][0]["check"], "steps": runs[side][0]["steps"]} for side in SIDES}
+    first = {side: {**pair[side]["check"], "steps": pair[side]["steps"]} for side in SIDES}
     failures = [] if verdict["tensors_equal"] else ["the adapters' tensors differ"]
     for name in ("image_tokens", "scored_tokens", "steps"):
         values = [first[side][name] for side in SIDES]
@@ -183,15 +206,13 @@ def check_training(workload: Workload, runs: dict[str, list[Record]], verdict: R
     return {**verdict, **{f"{side}_first": first[side] for side in SIDES}, "failures": failures}
 
 
-def check_captions(runs: dict[str, list[Record]]) -> Record:
+def check_captions(pair: dict[str, Record]) -> Record:
     """The share of captions that both sides write alike, of the base and of the tuned model."""
     shares = {}
     for name in ("base_captions", "tuned_captions"):
-        pairs = list(zip(*(runs[side][0][name] for side in SIDES), strict=True))
-        shares[name] = sum(ours.strip() == theirs.strip() for ours, theirs in pairs) / len(pairs)
+        captions = list(zip(*(pair[side].pop(name) for side in SIDES), strict=True))
+        shares[name] = sum(ours.strip() == theirs.strip() for ours, theirs in captions) / len(captions)
     failures = [f"only {share:.0%} of {name} are equal" for name, share in shares.items() if share < 1]
-    for run in (run for side in SIDES for run in runs[side]):
-        del run["base_captions"], run["tuned_captions"]
     return {"equal_share": shares, "failures": failures}
 
 

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import Job, write_json
+import numpy  # noqa: F401 -- with pandas, imported before the clock starts, as on the other side
+import pandas  # noqa: F401
+
+from benchmarks.jobs import Job, read_json, write_json
 from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.modeling.adapter import Adapter
 from qwen_vl_lora.modeling.base_model import BaseModel
@@ -17,6 +20,7 @@ from qwen_vl_lora.pipelines.encoding import encode_images
 from qwen_vl_lora.pipelines.evaluation.nodes import generate_captions
 from qwen_vl_lora.pipelines.training.nodes import train_adapter
 from qwen_vl_lora.samples.image_store import ImageStore, publish_files, read_manifest, write_manifest
+from qwen_vl_lora.samples.record_files import write_records
 from qwen_vl_lora.samples.sources import CaptionsFile
 from qwen_vl_lora.samples.workspace import Workspace
 
@@ -92,24 +96,46 @@ def caption(job: Job) -> dict[str, Any]:
 
 
 def engineer(job: Job) -> dict[str, Any]:
-    """`collect_samples`, `build_conversations` and `split_conversations`, with everything they save."""
+    """`collect_samples`, `build_conversations` and `split_conversations`, with everything they save.
+
+    As in a Kedro run, what a node gave is saved and let go, and the next one loads it.
+    """
     parameters = Parameters.model_validate(job.parameters)
+    files = {name: job.scratch / f"{name}.json" for name in ("samples", "conversations", "train", "validation", "test")}
+    manifest = job.scratch / "manifest" / "manifest.csv"
+    published = _collect(job, parameters, manifest, files["samples"])
+    images = read_manifest(manifest, published)
+    conversations = call_node(
+        data_engineering.build_conversations, parameters, samples=read_json(files["samples"]), images=images
+    )
+    write_records(conversations, files["conversations"])
+    del conversations, images
+    images = read_manifest(manifest, published)
+    *parts, summary = call_node(
+        data_engineering.split_conversations,
+        parameters,
+        conversations=read_json(files["conversations"]),
+        images=images,
+    )
+    for name, part in zip(("train", "validation", "test"), parts, strict=True):
+        write_records(part, files[name])
+    write_json(job.scratch / "split_summary.json", summary)
+    return {"images": len(images)}
+
+
+def _collect(job: Job, parameters: Parameters, manifest: Path, samples_file: Path) -> Path:
+    """The first node and its saves; gives the folder of the published bytes."""
     staged, samples, table, rejected = call_node(
         data_engineering.collect_samples,
         parameters,
         captioned_images=CaptionsFile(job.data / "captions.csv"),
         workspace=open_workspace(job),
     )
-    images = save_images(staged, job.scratch / "manifest" / "manifest.csv")
-    write_json(job.scratch / "samples.json", samples)
+    save_images(staged, manifest)
+    write_records(samples, samples_file)
     table.to_csv(job.scratch / "caption_table.csv", index=False)
     rejected.to_csv(job.scratch / "rejected_samples.csv", index=False)
-    conversations = call_node(data_engineering.build_conversations, parameters, samples=samples, images=images)
-    write_json(job.scratch / "conversations.json", conversations)
-    parts = call_node(data_engineering.split_conversations, parameters, conversations=conversations, images=images)
-    for name, part in zip(("train", "validation", "test", "summary"), parts, strict=True):
-        write_json(job.scratch / f"{name}.json", part)
-    return {"images": len(images)}
+    return staged.published
 
 
 def check(job: Job) -> dict[str, Any]:

@@ -52,9 +52,16 @@ def run(job: Job) -> dict[str, Any]:
         import_models(job.threads)
     module = importlib.import_module(job.module)
     started = time.perf_counter()
+    busy = time.process_time()
     outcome = getattr(module, job.task)(job)
-    seconds = time.perf_counter() - started
-    result = {"seconds": round(seconds, 3), "peak_mb": peak_memory_mb(), "peak_cuda_mb": peak_cuda_mb(), **outcome}
+    seconds, busy = time.perf_counter() - started, time.process_time() - busy
+    result = {
+        "seconds": round(seconds, 3),
+        "cpu_s": round(busy, 3),
+        "peak_mb": peak_memory_mb(),
+        "peak_cuda_mb": peak_cuda_mb(),
+        **outcome,
+    }
     if job.check:
         result["check"] = module.check(job)
     return result

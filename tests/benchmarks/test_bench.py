@@ -82,18 +82,47 @@ def test_a_workload_runs_on_both_sides_and_reports_in_the_declared_form(tmp_path
     assert "| W2_ckpt |" in file.with_suffix(".md").read_text(encoding="utf-8")
 
 
+def test_a_killed_bench_goes_on_where_it_stopped_and_forgets_what_other_code_measured(tmp_path, monkeypatch):
+    from benchmarks.workloads import choose
+
+    from benchmarks import bench
+
+    def runs(repeats):
+        bench.run(choose("S"), tmp_path / "results.json", repeats, threads=1)
+        return json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["workloads"]["S"]["runs"]["project"]
+
+    monkeypatch.setattr(bench, "current_commit", lambda _: "one")
+    (first,) = runs(1)
+    both = runs(2)
+    assert both[0] == first
+    assert len(both) == 2
+    assert runs(2) == both
+    monkeypatch.setattr(bench, "current_commit", lambda _: "another")
+    assert len(runs(1)) == 1
+
+
+def test_what_does_not_fit_in_the_minutes_is_left_out(tmp_path, capsys):
+    from benchmarks.workloads import choose
+
+    from benchmarks import bench
+
+    results = bench.run(choose("W2,D_20000"), tmp_path / "results.json", None, threads=1, minutes=1)
+    assert results["workloads"] == {}
+    assert "W2 is left out" in capsys.readouterr().err
+
+
 def test_a_difference_in_the_work_is_named():
     from benchmarks.measuring import check_training
     from benchmarks.workloads import choose
 
     equal = {"tokens": 9, "image_tokens": 4, "scored_tokens": 3, "first_loss": 2.0}
-    runs = {
-        "baseline": [{"check": equal, "steps": 2}],
-        "project": [{"check": {**equal, "image_tokens": 0, "first_loss": 2.1}, "steps": 2}],
+    pair = {
+        "baseline": {"check": equal, "steps": 2},
+        "project": {"check": {**equal, "image_tokens": 0, "first_loss": 2.1}, "steps": 2},
     }
     verdict = {"tensors_equal": True, "validation_loss": {"baseline": 1.0, "project": 1.006}}
 
-    failures = check_training(choose("W0")[0], runs, verdict)["failures"]
+    failures = check_training(choose("W0")[0], pair, verdict)["failures"]
 
     assert failures == [
         "image_tokens differ: [4, 0]",
@@ -105,7 +134,7 @@ def test_a_difference_in_the_work_is_named():
 def test_an_unknown_workload_is_refused_with_the_names_there_are():
     from benchmarks.workloads import choose
 
-    with pytest.raises(ValueError, match="No workload 'W9'; there are W0, W1_2ep_ckpt"):
+    with pytest.raises(ValueError, match="No workload 'W9'; there are S, D_2000, W0"):
         choose("W9")
-    assert [workload.key for workload in choose("W2")] == ["W2_ckpt", "W2"]
+    assert [workload.key for workload in choose("W2")] == ["W2", "W2_ckpt"]
     assert [workload.key for workload in choose("W1_2ep,S")] == ["W1_2ep", "S"]

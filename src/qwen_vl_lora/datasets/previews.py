@@ -25,6 +25,7 @@ from qwen_vl_lora.datasets.images import ImageStoreDataset
 from qwen_vl_lora.modeling.base_model import BaseModel
 from qwen_vl_lora.modeling.fingerprints import stored_tensors
 from qwen_vl_lora.samples.image_store import MANIFEST_COLUMNS
+from qwen_vl_lora.samples.record_files import write_records
 
 PICTURE_SIDE = 1400
 """px; a larger sheet is shrunk, so that a page with every preview stays a few MB."""
@@ -59,12 +60,12 @@ class PictureDataset(ImageDataset):
 
 
 class RecordsDataset(JSONDataset):
-    """`json.JSONDataset` for long lists: the preview holds their first records only.
+    """`json.JSONDataset` for long lists: one record a line, and the preview holds the first records only.
 
     ```yaml
     conversations:
       type: qwen_vl_lora.datasets.artifacts.ArtifactDataset
-      dataset: {type: qwen_vl_lora.datasets.previews.RecordsDataset, save_args: {ensure_ascii: false}}
+      dataset: {type: qwen_vl_lora.datasets.previews.RecordsDataset}
       filepath: data/03_primary/tiny/conversations.json
       metadata: {kedro-viz: {preview_args: {nrows: 5}}}
     ```
@@ -73,6 +74,9 @@ class RecordsDataset(JSONDataset):
     RecordsDataset(filepath="conversations.json").preview(nrows=2)
     ```
     """
+
+    def save(self, data: list[Any]) -> None:
+        write_records(data, Path(self._get_save_path()))
 
     def preview(self, nrows: int = 5) -> JSONPreview:
         """The first `nrows` records."""

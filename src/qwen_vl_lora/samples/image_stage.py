@@ -113,6 +113,7 @@ class ImageStage:
         self._lock = threading.Lock()
         self._by_content: dict[str, Picture | _Fault | Exception | threading.Event] = {}
         self._by_path: dict[str, Picture | _Fault] = {}
+        self._stage_folder, self._files_folder = str(folders.stage), str(folders.files)
         folders.stage.mkdir(parents=True, exist_ok=True)
 
     def add(self, image: bytes | Path) -> Picture:
@@ -234,15 +235,17 @@ class ImageStage:
 
     def _stage(self, data: bytes, name: str) -> None:
         """Write the bytes unless they are staged or stored already, compared byte by byte."""
-        staged = self._folders.stage / name
-        if _holds(self._folders.files / name, data) or _holds(staged, data):
+        staged = f"{self._stage_folder}/{name}"
+        if _holds(f"{self._files_folder}/{name}", data) or _holds(staged, data):
             return
-        unfinished = self._folders.stage / f".{name}.{os.getpid()}"  # two runs may share a workspace
+        unfinished = f"{self._stage_folder}/.{name}.{os.getpid()}"  # two runs may share a workspace
         try:
-            unfinished.write_bytes(data)
-            unfinished.replace(staged)
-        finally:
-            unfinished.unlink(missing_ok=True)
+            Path(unfinished).write_bytes(data)
+            os.replace(unfinished, staged)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
+            raise
 
 
 def read_allowed_file(path: str, allowed_roots: Sequence[str]) -> bytes:
@@ -297,8 +300,8 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _holds(file: Path, data: bytes) -> bool:
+def _holds(file: str, data: bytes) -> bool:
     try:
-        return file.stat().st_size == len(data) and file.read_bytes() == data
+        return os.stat(file).st_size == len(data) and Path(file).read_bytes() == data
     except FileNotFoundError:
         return False

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -174,10 +175,11 @@ def publish_files(staged: ImageStore, files: Path) -> None:
         DataFormatError: when a picture is neither staged nor in the store.
     """
     files.mkdir(parents=True, exist_ok=True)
+    source, target = str(staged.files), str(files)
     for entry in staged:
         name = entry.file_name
         try:
-            (staged.files / name).replace(files / name)
+            os.replace(f"{source}/{name}", f"{target}/{name}")
         except FileNotFoundError as error:
             # No MissingArtifactError: Kedro explains a FileNotFoundError of any save in its own, wrong way.
             if not _has_size(files / name, entry.bytes):
