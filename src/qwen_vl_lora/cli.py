@@ -13,7 +13,7 @@ from kedro.framework.cli.project import run as kedro_run
 from qwen_vl_lora.console import show_messages_for_expected_errors
 from qwen_vl_lora.exceptions import ParameterError
 
-COMMANDS = ("caption", "features", "plan", "prune", "runs", "verify", "worker")
+COMMANDS = ("caption", "features", "plan", "prune", "report", "runs", "verify", "viz", "worker")
 """Names of the modules in `commands/`; each has a click command of its own name."""
 
 _NAME_OF_A_SETTING = re.compile(r"\s*[\w.-]+\s*=")

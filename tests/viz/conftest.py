@@ -25,11 +25,12 @@ def finished(tmp_path_factory, base_path):
 
 
 @contextlib.contextmanager
-def viz_server(project, *options, env=None) -> Iterator[str]:
-    """The address of `kedro viz run` for a project. Ends with its worker processes."""
+def viz_server(project, *options, program="kedro", env=None) -> Iterator[str]:
+    """The address of `kedro viz run`, or of `qwen-vl-lora viz`, for a project. Ends with its worker processes."""
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "kedro", "viz", "run", "--no-browser", "--port", str(port), *options]
+    words = ["viz", "run"] if program == "kedro" else ["viz"]
+    command = [sys.executable, "-m", program, *words, "--no-browser", "--port", str(port), *options]
     with (project / "viz.log").open("w") as log:
         server = subprocess.Popen(
             command,

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class ReportFacts:
         data: counts: training, validation and test images and captions, source.
         settings: the run's parameters.
         lineage: run id, commit, versions of data and weights that were read and written.
+        differences: settings that are not the same in all runs of the page.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ReportFacts:
     data: Mapping[str, Any]
     settings: Mapping[str, Any]
     lineage: Mapping[str, Any]
+    differences: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
