@@ -14,7 +14,7 @@ run: $(VENV)/.installed ## the embedded default: pictures in, adapter and before
 	$(BIN)/kedro run
 
 viz: $(VENV)/.installed ## look at pipelines and artifacts in the browser
-	$(BIN)/kedro viz
+	$(BIN)/qwen-vl-lora viz
 
 test: lint ## lint, types, layers and tests
 	$(BIN)/python -m pytest -m "not slow"
