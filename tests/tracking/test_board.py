@@ -1,15 +1,21 @@
 """`swanlab watch` shows a run of mode `local`; needs SwanLab's board, which the project's own environment lacks."""
 
 import json
+import socket
 import subprocess
 import sys
 import urllib.request
 
 import pytest
 
-from tracking.runs import METRICS, losses, pictures, records, train
+from tracking.runs import METRICS, losses, pictures, records, train, wait_for
 
 pytest.importorskip("swanboard", reason="pip install 'swanlab[dashboard]'")
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture
@@ -23,6 +29,8 @@ def watch():
         started.append(process)
         line = next(line for line in process.stdout if "http://127.0.0.1" in line)  # the port may be another's
         address = line[line.index("http") :].split()[0].rstrip("/")
+        port = int(address.rpartition(":")[2])
+        wait_for(lambda: listens(port))  # it says so before it does
 
         def ask(path):
             with urllib.request.urlopen(f"{address}/api/v1{path}", timeout=10) as answer:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tracking.cloud import KEY
-from tracking.runs import METRICS, losses, pictures, records, row, synced, train
+from tracking.runs import METRICS, losses, pictures, records, row, synced, train, wait_for
 
 CLOUD_FAULTS = {
     "errors": r"answers with an error \(500\)",
@@ -31,13 +31,6 @@ def hear_all(caplog):
 
 def warnings(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-def wait_for(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.05)
 
 
 def check_whole(run):
