@@ -124,6 +124,17 @@ def test_a_recipe_whose_base_and_data_are_elsewhere_is_planned_by_published_size
     assert "124 s at 8 samples/s (stated)" in page
 
 
+def test_several_processes_take_larger_and_fewer_steps(plan, tmp_path):
+    fresh = make_project(tmp_path / "fresh")
+    recipe = ("--json", "--env", "qwen2_vl_2b_coco", "--params")
+    foreseen = json.loads(plan(fresh, *recipe, "launcher.nproc_per_node=4"))
+    assert (foreseen["samples_per_step"], foreseen["steps"]) == (64, 16)
+    assert foreseen["notes"] == ["4 processes: memory is of each GPU, samples/s of all together."]
+    alone = json.loads(plan(fresh, *recipe, "launcher.nproc_per_node=1"))
+    assert alone["memory"] == foreseen["memory"]
+    assert "auto: steps are planned for one process" in plan(fresh, *recipe, "launcher.nproc_per_node=auto")
+
+
 def test_an_unknown_base_that_is_elsewhere_is_refused(plan, tmp_path):
     fresh = make_project(tmp_path / "fresh")
     with pytest.raises(MissingArtifactError, match="sizes are known of Qwen/Qwen2-VL-2B-Instruct, .* only"):

@@ -166,8 +166,9 @@ def make_plan(
     images = [sizer.num_tokens(sizer.grid(entry.width, entry.height)) for entry in data.images]
     model = _memory_model(base.geometry, parameters)
     needs, lighter = _needs(model, train, parameters, gpu_memory)
-    steps = _steps(train, parameters)
-    captions = steps / -(-len(train) // arguments.captions_per_step) * len(train)
+    per_step = arguments.captions_per_step * _ranks(parameters)
+    steps = _steps(train, parameters, per_step)
+    captions = steps / -(-len(train) // per_step) * len(train)
     long = [item.id for item in encoded if len(item.ids) > parameters.max_length]
     return Plan(
         base=base.name,
@@ -178,7 +179,7 @@ def make_plan(
         samples={"train": len(train), "validation": len(data.validation), "test": len(data.test)},
         pictures=len(data.images),
         tokens_are_estimated=not base.is_here,
-        samples_per_step=arguments.captions_per_step,
+        samples_per_step=per_step,
         steps=steps,
         tokens=Spread.of([len(item.ids) for item in encoded]),
         too_long=long,
@@ -230,15 +231,25 @@ def _needs(
     return needs, changes(model, shape_of, asked.batch_size, per_step)
 
 
-def _steps(train: Sequence[EncodedConversation], parameters: Parameters) -> int:
+def _ranks(parameters: Parameters) -> int:
+    """Processes that share a step; `auto` depends on the machine and counts as one."""
+    processes = parameters.launcher.nproc_per_node
+    return parameters.launcher.nnodes * (1 if processes == "auto" else processes)
+
+
+def _steps(train: Sequence[EncodedConversation], parameters: Parameters, per_step: int) -> int:
     arguments = parameters.training_args
-    sampler = StepSampler(share_groups(train, parameters.rows), arguments.captions_per_step, arguments.seed)
+    sampler = StepSampler(share_groups(train, parameters.rows), per_step, arguments.seed)
     planned = -(-len(sampler) * arguments.num_train_epochs // 1)
     return int(planned if arguments.max_steps < 0 else arguments.max_steps)
 
 
 def _notes(parameters: Parameters) -> list[str]:
     notes = []
+    if parameters.launcher.nproc_per_node == "auto":
+        notes.append("launcher.nproc_per_node: auto: steps are planned for one process on each machine.")
+    if _ranks(parameters) > 1:
+        notes.append(f"{_ranks(parameters)} processes: memory is of each GPU, samples/s of all together.")
     if parameters.vision == "adapted":
         notes.append("vision: adapted: the tower's activations are not in the memory estimate, which is then too low.")
     if parameters.lora.use_dora:
