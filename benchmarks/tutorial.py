@@ -30,6 +30,9 @@ from datasets import Dataset
 MARKERS = ("<|vision_start|>", "<|vision_end|>")
 FIRST_LOSS_SAMPLES = 16
 
+_mapped: dict[Path, Dataset] = {}
+"""By scratch folder, what `train` mapped: `check` follows in the same process and need not map it again."""
+
 
 class RowMapper:
     """Tutorial step "process_func": one conversation to one row of the Arrow dataset.
@@ -162,7 +165,7 @@ def train(job: Job) -> dict[str, Any]:
     processor = AutoProcessor.from_pretrained(job.base_path)
     model = load_base(job)
     model.enable_input_require_grads()
-    rows = map_rows(job, RowMapper(processor, parameters))
+    rows = _mapped[job.scratch] = map_rows(job, RowMapper(processor, parameters))
     trainer = Trainer(
         model=add_lora(model, parameters),
         args=training_arguments(parameters, job.scratch / "output"),
@@ -200,14 +203,15 @@ def _predict(model: Any, mapper: RowMapper, example: dict[str, Any]) -> str:
 def check(job: Job) -> dict[str, Any]:
     """What must be equal on both sides: image tokens of the whole training set, and the untrained loss."""
     processor = AutoProcessor.from_pretrained(job.base_path)
-    mapper = RowMapper(processor, job.parameters)
-    rows = [mapper(example) for example in job.conversations("train")]
+    rows = _mapped[job.scratch]
+    texts = rows.select_columns(["input_ids", "labels"])
+    first = rows.select(range(min(FIRST_LOSS_SAMPLES, len(rows))))
     image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     return {
-        "tokens": sum(len(row["input_ids"]) for row in rows),
-        "image_tokens": sum(row["input_ids"].count(image_token) for row in rows),
-        "scored_tokens": sum(label != -100 for row in rows for label in row["labels"]),
-        "first_loss": mean_loss(load_base(job).eval(), PaddedRows(processor), rows[:FIRST_LOSS_SAMPLES]),
+        "tokens": sum(len(row["input_ids"]) for row in texts),
+        "image_tokens": sum(row["input_ids"].count(image_token) for row in texts),
+        "scored_tokens": sum(label != -100 for row in texts for label in row["labels"]),
+        "first_loss": mean_loss(load_base(job).eval(), PaddedRows(processor), list(first)),
     }
 
 

@@ -1,17 +1,21 @@
 """Features are served for exactly the picture, tower, size and dtype they were made of."""
 
+import importlib.metadata
 import logging
+import os
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qwen_vl_lora.exceptions import MissingArtifactError
+from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.features.encoding import encode_pictures
 from qwen_vl_lora.features.key import FeatureKey
 from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.modeling.base_model import BaseModel
+from qwen_vl_lora.modeling.fingerprints import file_sha256
+from qwen_vl_lora.samples.image_store import ImageStore
 from tiny_models import store_pictures
 
 CPU = torch.device("cpu")
@@ -68,6 +72,33 @@ def test_another_size_or_dtype_is_never_served(encode, images, image_parameters)
     smaller = image_parameters.model_copy(update={"max_pixels": 84 * 84})
     assert encode(images, image=smaller) == len(images)
     assert encode(images, dtype="bfloat16") == len(images)
+
+
+def test_a_picture_with_one_other_byte_is_another_picture(encode, images, base, image_parameters, store):
+    encode(images)
+    entry = next(iter(images))
+    file = images.file(entry.sha256)
+    before = file.stat()
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1  # the end marker's checksum, which no decoder looks at: only the bytes differ
+    file.write_bytes(data)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size
+    with pytest.raises(DataFormatError, match="was altered: its name is no longer its sha256"):
+        images.open(entry.sha256)
+    other = entry._replace(sha256=file_sha256(file))
+    file.rename(file.with_name(other.file_name))
+    changed = ImageStore(images.files, [other, *list(images)[1:]], {})
+    assert encode(changed) == 1
+    assert other.sha256 in store.features(FeatureKey.of(base, image_parameters, "float32"))
+
+
+@pytest.mark.parametrize("library", ["transformers", "torch", "pillow"])
+def test_another_version_of_a_library_is_never_served(encode, images, library, monkeypatch):
+    encode(images)
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version(name) + ".1" * (name == library))
+    assert encode(images) == len(images)
 
 
 def test_settings_that_do_not_touch_pixels_share_features(encode, images, image_parameters):

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import click
 
+from qwen_vl_lora.exceptions import MissingArtifactError
+from qwen_vl_lora.lineage.pruning import runs_under_way
+
 
 @click.group()
 def features() -> None:
@@ -37,8 +40,18 @@ def show() -> None:
 @click.option("--yes", is_flag=True, help="Remove; without it only what would be removed is shown.")
 def prune(keys: tuple[str, ...], yes: bool) -> None:
     """Remove the stored features of KEYS, or of all keys."""
-    for folder in _key_folders():
+    folders = _key_folders()
+    unknown = sorted(set(keys) - {folder.name for folder in folders})
+    if unknown:
+        there = ", ".join(sorted({folder.name for folder in folders})) or "none"
+        raise MissingArtifactError(f"No features are stored under the key {unknown[0]!r}. Keys there are: {there}.")
+    for folder in folders:
         if keys and folder.name not in keys:
+            continue
+        recipe = folder.parents[1].name
+        busy = runs_under_way(Path.cwd(), recipe)
+        if busy:
+            click.echo(f"{folder} stays: run {busy[0]} of {recipe} is under way. Call again when it has ended.")
             continue
         click.echo(f"{'removed' if yes else 'would remove'} {folder}")
         if yes:

@@ -52,7 +52,21 @@ def add_adapter(model: PreTrainedModel, lora: LoraParameters, vision: str, seed:
     except ValueError as error:
         raise BaseModelError(f"lora.target_modules {lora.target_modules} cannot be adapted: {error}") from error
     check_vision_is_untouched(peft_model, vision)
+    _hasten_dropout(peft_model)
     return peft_model
+
+
+def _hasten_dropout(model: PeftModel) -> None:
+    from peft.tuners.lora import LoraLayer
+    from torch import nn
+
+    from qwen_vl_lora.modeling.dropout import SeededDropout
+
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            for name, dropout in layer.lora_dropout.items():
+                if isinstance(dropout, nn.Dropout):
+                    layer.lora_dropout[name] = SeededDropout(dropout.p)
 
 
 def check_vision_is_untouched(model: PeftModel, vision: str) -> None:

@@ -183,6 +183,8 @@ def _load_trainable(
     model = base_model.load_model(
         settings.training_args.dtype, device, quantization=settings.quantization, attention=settings.attention
     )
+    if settings.vision == "frozen":
+        model.model.visual = None  # pictures come as stored features: the tower would only take memory
     model = add_adapter(model, settings.lora, settings.vision, settings.training_args.seed)
     if parent is not None:
         parent.load_into(model)
