@@ -135,10 +135,11 @@ def _allocated_by(action: Any) -> int:
 
 def _prepare(cell: Cell, root: Path, device: str) -> dict[str, Any]:
     """Base, pictures, stored features, encoded conversations and a trainer that is about to begin."""
+    import torch
+
     from benchmarks import project, replica
     from qwen_vl_lora.features.inputs import choose_pictures
     from qwen_vl_lora.modeling.base_model import BaseModel
-    from qwen_vl_lora.modeling.lora import add_adapter
     from qwen_vl_lora.modeling.pictures import PictureSizer
     from qwen_vl_lora.tuning import fit
     from qwen_vl_lora.tuning.collator import RowCollator
@@ -156,11 +157,7 @@ def _prepare(cell: Cell, root: Path, device: str) -> dict[str, Any]:
     sizer = PictureSizer.for_processor(processor, settings.image)
     train, _ = fit._encode(job.conversations("train"), "training", processor, sizer, images, settings)
     pictures = choose_pictures("frozen", base_model, store, images, cell.dtype, processor, sizer)
-    model = add_adapter(
-        base_model.load_model(cell.dtype, device, quantization=cell.quantization), settings.lora, "frozen", seed=0
-    )
-    if cell.checkpointing:
-        fit.checkpoint_activations(model, "frozen")
+    model = fit._load_trainable(base_model, None, settings, torch.device(device))
     collator = RowCollator(pictures, processor.tokenizer.pad_token_id, sizer.merge_size)
     trainer = fit.build_trainer(model, train, [], collator, settings, cell.batch, folder / "checkpoints")
     trainer.create_optimizer()
@@ -188,7 +185,8 @@ def _job(cell: Cell, folder: Path, base: Path, device: str) -> tuple[Job, Any]:
         dtype=cell.dtype,
         device=device,
     )
-    changes = {**workload.parameters, "lora": {**workload.parameters["lora"], "lora_dropout": cell.dropout}}
+    lora = {**workload.parameters["lora"], "lora_dropout": cell.dropout}
+    changes = {**workload.parameters, "lora": lora, "quantization": cell.quantization}
     options = {"parameters": changes, "images": cell.batch, "captions": cell.captions, "side": cell.side}
     parameters = replica.write_parameters(folder, changes)
     names = (field for field in TrainingSettings.__dataclass_fields__ if field != "max_share")

@@ -59,6 +59,15 @@ def test_every_saving_saves():
     assert plain.peak(PASS) < plain.peak(replace(PASS, masked=True))
 
 
+def test_a_tower_that_is_let_go_still_had_to_be_loaded():
+    tower = 2 * TWO_BILLION.vision_parameters
+    assert model(tower=True).weights - model().weights == tower
+    little = PassShape(tokens=1, scored=1, kept=1, masked=False)
+    assert model(quantization="nf4").peak(little) >= model(quantization="nf4").weights + tower
+    large = replace(PASS, tokens=8000)
+    assert model(tower=True).peak(large) == model().peak(large) + tower
+
+
 def test_what_could_be_changed_keeps_the_optimizer_step():
     def shape_of(size):
         return PassShape(tokens=140 * size, scored=15 * size, kept=17 * size, masked=False)

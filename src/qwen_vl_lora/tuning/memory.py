@@ -4,8 +4,9 @@ All in bytes. `b` is 2 in half precision and 4 in float32, `h` the hidden size, 
 width of the MLP, `r` LoRA's rank, `n` LoRA's parameters, `t` tokens of one forward pass with padding, `V` the
 vocabulary, `s` scored tokens, `k` positions whose logits are kept.
 
-    peak    = weights + 12 n + max(forward, backward)
-    weights = b x parameters; quantized projections 0.516 (nf4 with double quantization) or 1.004 (int8) bytes each
+    peak    = max(weights + 12 n + max(forward, backward), weights + tower)
+    weights = b x parameters, without the tower's: a training on stored features lets the tower go after loading;
+              quantized projections 0.516 (nf4 with double quantization) or 1.004 (int8) bytes each
     12 n    = adapter in float32, and AdamW's two moments
 
     layer   = t (8 h + b (2 h + 2 kv) + 3 b i + r x modules x b + LoRA's inputs + LoRA's dropout masks)
@@ -83,6 +84,7 @@ class MemoryModel:
         dtype: precision of frozen weights and arithmetic.
         adapted: (inputs, outputs) of every LoRA module of one layer.
         mask_bytes: of one dropped-out number: 1 on a GPU, 4 on a CPU.
+        tower: whether the vision tower stays in memory.
     """
 
     geometry: Geometry
@@ -93,6 +95,7 @@ class MemoryModel:
     adapted: tuple[tuple[int, int], ...]
     checkpointing: bool
     mask_bytes: int = 1
+    tower: bool = False
 
     @classmethod
     def of(
@@ -104,9 +107,10 @@ class MemoryModel:
         checkpointing: bool,
         quantization: str | None = None,
         mask_bytes: int = 1,
+        tower: bool = False,
     ) -> MemoryModel:
         adapted = tuple(geometry.projections[name] for name in adapted_projections(geometry, lora.target_modules))
-        return cls(geometry, dtype, quantization, lora.r, lora.lora_dropout, adapted, checkpointing, mask_bytes)
+        return cls(geometry, dtype, quantization, lora.r, lora.lora_dropout, adapted, checkpointing, mask_bytes, tower)
 
     @property
     def lora_parameters(self) -> int:
@@ -114,7 +118,12 @@ class MemoryModel:
 
     @property
     def weights(self) -> int:
-        """The frozen base."""
+        """The frozen base while it trains."""
+        return self._loaded - (0 if self.tower else BYTES_OF_DTYPE[self.dtype] * self.geometry.vision_parameters)
+
+    @property
+    def _loaded(self) -> int:
+        """The whole base, as it comes from the disk."""
         size = BYTES_OF_DTYPE[self.dtype]
         quantized = self.geometry.layers * self.geometry.projection_parameters if self.quantization else 0
         kept = (self.geometry.parameters - quantized) * size
@@ -126,7 +135,7 @@ class MemoryModel:
 
     def peak(self, shape: PassShape) -> int:
         """Largest allocation of a training, as torch counts it."""
-        return self.weights + self.step(shape)
+        return max(self.weights + self.step(shape), self._loaded)
 
     def needed(self, shape: PassShape) -> int:
         """What a GPU must have free: the peak, the allocator's gaps and CUDA's context."""

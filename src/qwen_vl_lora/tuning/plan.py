@@ -204,6 +204,7 @@ def _memory_model(geometry: Geometry, parameters: Parameters) -> MemoryModel:
         parameters.training_args.dtype,
         checkpointing=parameters.training_args.gradient_checkpointing,
         quantization=parameters.quantization,
+        tower=parameters.vision == "adapted",
     )
 
 

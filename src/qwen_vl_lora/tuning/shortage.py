@@ -43,6 +43,7 @@ def _figures(
         checkpointing=arguments.gradient_checkpointing,
         quantization=settings.quantization,
         mask_bytes=4 if settings.device == "cpu" else 1,
+        tower=settings.vision == "adapted",
     )
     per_step = arguments.captions_per_step
     shape_of = partial(largest_pass, train, settings.rows, per_step)
