@@ -205,6 +205,21 @@ def test_without_network_one_message_names_the_official_files(monkeypatch, tmp_p
     assert time.monotonic() - started < 15
 
 
+def test_a_plain_csv_on_the_hub_is_a_table_too_and_needs_no_consent(hub, collected):  # noqa: F811
+    lines = [f"i{seed},Caption {seed}.,{hub.endpoint}/storage/{seed}.jpg" for seed in range(4)]
+    hub.storage |= {f"{seed}.jpg": jpeg(seed) for seed in range(4)}
+    hub.add_dataset("some/rows", {"train.csv": "\n".join(["id,caption,image", *lines]).encode()})
+    columns = {"id": "id", "caption": "caption", "image": "image"}
+    entry = ENTRY | {"dataset": "some/rows", "subset": None, "columns": columns, "trust_remote_code": False}
+    assert [sample["id"] for sample in collected(entry=entry)["samples"]] == ["i0", "i1", "i2", "i3"]
+
+
+def test_a_dataset_without_a_table_is_named(hub):  # noqa: F811
+    hub.add_dataset("some/pictures", {"README.md": b"# Nothing\n"})
+    with pytest.raises(MissingArtifactError, match=r"some/pictures@master does not hold what is needed: .*data files"):
+        next(iter(dataset(dataset="some/pictures", subset=None, trust_remote_code=False).load()))
+
+
 @pytest.mark.parametrize("name", [COCO, COCO.rpartition("/")[2]])
 def test_a_local_folder_of_the_datasets_name_is_not_taken_for_it(hub, tmp_path, monkeypatch, name):  # noqa: F811
     monkeypatch.chdir(tmp_path)

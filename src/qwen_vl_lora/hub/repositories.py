@@ -135,6 +135,11 @@ def hub_faults(repository: Repository) -> Iterator[None]:
             f"The hub {hub_config().endpoint} {kind} for the {repository.kind} {repository}: {_first_line(error)}. "
             "What arrived is kept; start the same command again later and it goes on from there."
         ) from error
+    except FileNotFoundError as error:
+        raise MissingArtifactError(
+            f"The {repository.kind} {repository} does not hold what is needed: {_first_line(error)}. Look at its files "
+            "on the hub."
+        ) from error
     except OSError as error:
         raise QwenVLLoraError(
             f"The {repository.kind} {repository} cannot be written below {hub_config().cache_dir}: "
