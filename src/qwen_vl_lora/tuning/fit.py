@@ -183,9 +183,9 @@ def _load_trainable(
     model = base_model.load_model(
         settings.training_args.dtype, device, quantization=settings.quantization, attention=settings.attention
     )
-    if settings.vision == "frozen":
-        model.model.visual = None  # pictures come as stored features: the tower would only take memory
     model = add_adapter(model, settings.lora, settings.vision, settings.training_args.seed)
+    if settings.vision == "frozen":
+        model.get_base_model().model.visual = None  # pictures come as stored features: it would only take memory
     if parent is not None:
         parent.load_into(model)
     if settings.training_args.gradient_checkpointing:
