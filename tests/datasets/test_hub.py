@@ -214,10 +214,11 @@ def test_a_plain_csv_on_the_hub_is_a_table_too_and_needs_no_consent(hub, collect
     assert [sample["id"] for sample in collected(entry=entry)["samples"]] == ["i0", "i1", "i2", "i3"]
 
 
-def test_a_dataset_without_a_table_is_named(hub):  # noqa: F811
+def test_a_dataset_without_a_table_is_named(hub, collected):  # noqa: F811
     hub.add_dataset("some/pictures", {"README.md": b"# Nothing\n"})
-    with pytest.raises(MissingArtifactError, match=r"some/pictures@master does not hold what is needed: .*data files"):
-        next(iter(dataset(dataset="some/pictures", subset=None, trust_remote_code=False).load()))
+    entry = ENTRY | {"dataset": "some/pictures", "subset": None, "trust_remote_code": False}
+    with pytest.raises(AssertionError, match=r"some/pictures@master does not hold what is needed: .*data files"):
+        collected(entry=entry)
 
 
 @pytest.mark.parametrize("name", [COCO, COCO.rpartition("/")[2]])
