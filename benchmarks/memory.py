@@ -31,6 +31,10 @@ CAPTIONS = (1, 5)
 """Captions of a picture: one gives plain rows, five shared ones with a mask."""
 
 
+COUNTED_MASK_BYTES = {"float32": 0, "bfloat16": 2}
+"""Of dropout's masks on a CPU: numpy draws them in float32, and torch counts only what it converts."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One way of training one base."""
@@ -95,7 +99,7 @@ def measure(cell: Cell, root: Path, device: str) -> Record:
         cell.dtype,
         checkpointing=cell.checkpointing,
         quantization=cell.quantization,
-        mask_bytes=1 if device == "cuda" else 4,
+        mask_bytes=1 if device == "cuda" else COUNTED_MASK_BYTES[cell.dtype],
     )
     shape = PassShape.of_rows(rows)
     _step(trainer, step)  # makes AdamW's moments
