@@ -88,6 +88,22 @@ def test_two_processes_give_what_one_gives_and_save_it_once(reference, mark):
     assert said.count("Step 1 of") == 1
 
 
+def test_two_processes_caption_loose_pictures_as_one_does(reference, mark):
+    project, settings, _ = reference
+    pictures = {"inference.images": "data/02_intermediate/tiny/images/files"}
+    tables = []
+    for processes in (2, 1):
+        command = kedro_run("inference", **{**settings, **pictures, "launcher.nproc_per_node": processes})
+        done = call(command, project)
+        assert done.returncode == 0, done.stderr
+        table = newest(project, "07_model_output/tiny/captions.csv") / "captions.csv"
+        tables.append(pd.read_csv(table, dtype=str))
+        for notes in (project / "data/09_workspace/tiny/inference").iterdir():
+            notes.unlink()
+    pd.testing.assert_frame_equal(*tables)
+    assert len(tables[0]) > 20
+
+
 @pytest.fixture
 def endpoint():
     with socket.create_server(("127.0.0.1", 0)) as server:

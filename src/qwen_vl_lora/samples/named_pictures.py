@@ -49,11 +49,11 @@ class LoosePictures(ImageStore):
     def __init__(self, entries: Sequence[ImageEntry], sources: Mapping[str, bytes | Path]) -> None:
         """`sources` holds the file of each sha256, or its bytes where a table holds them itself."""
         super().__init__(Path(), entries, stack_looks({}))
-        self._sources = sources
+        self.sources = sources
 
     def read_bytes(self, sha256: str) -> bytes:
         """Raises: DataFormatError when the file changed since it was checked."""
-        source = self._sources[sha256]
+        source = self.sources[sha256]
         if isinstance(source, bytes):
             return source
         data = source.read_bytes()

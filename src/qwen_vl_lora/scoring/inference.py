@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from qwen_vl_lora.modeling.chat import ChatEncoder
 from qwen_vl_lora.modeling.devices import choose_device, usable_dtype
 from qwen_vl_lora.modeling.fingerprints import files_sha256
 from qwen_vl_lora.modeling.pictures import PictureSizer
+from qwen_vl_lora.parameters import LauncherParameters
+from qwen_vl_lora.ranks import here
+from qwen_vl_lora.ranks.launching import count_ranks
 from qwen_vl_lora.samples.conversations import Conversation, ImagePart, Message, TextPart
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
 from qwen_vl_lora.samples.named_pictures import Gathered
@@ -48,19 +51,19 @@ class Captioner:
         if adapter is not None:
             adapter.check_base(base_model)
         self.settings = settings
-        self._base_model = base_model
-        self._adapter = adapter
+        self.base_model = base_model
+        self.adapter = adapter
 
     @functools.cached_property
     def _model(self) -> Any:
         device = choose_device(self.settings.device)
         dtype = usable_dtype(self.settings.dtype, device)
-        model = self._base_model.load_model(dtype, device, quantization=self.settings.quantization)
-        return model if self._adapter is None else self._adapter.attach(model)
+        model = self.base_model.load_model(dtype, device, quantization=self.settings.quantization)
+        return model if self.adapter is None else self.adapter.attach(model)
 
     @functools.cached_property
     def _processor(self) -> Any:
-        return self._base_model.load_processor()
+        return self.base_model.load_processor()
 
     def caption(self, images: ImageStore, sha256s: Sequence[str], description: str = "captions") -> list[str]:
         """One caption for each picture, in order. `description` labels the progress bar."""
@@ -82,8 +85,8 @@ class Captioner:
         settings = self.settings
         return digest(
             {
-                "base_model": self._base_model.fingerprint,
-                "adapter": None if self._adapter is None else files_sha256(_weights_and_config(self._adapter)),
+                "base_model": self.base_model.fingerprint,
+                "adapter": None if self.adapter is None else files_sha256(_weights_and_config(self.adapter)),
                 "prompt": settings.prompt.model_dump(),
                 "image": settings.image.model_dump(include=set(PICTURE_SIZE)),
                 "generation": settings.generation.model_dump(exclude={"batch_size"}),
@@ -103,23 +106,25 @@ class CaptionNotes:
     """Captions written so far, one JSON line each, for one key of a `Captioner`."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self.file = file
         self.captions: dict[str, str] = {}
-        if file.is_file():
-            self._read()
+        self.read()
 
-    def _read(self) -> None:
-        whole = self._file.read_bytes().rpartition(b"\n")[0]  # a kill may have cut the last line
+    def read(self) -> None:
+        """Take over what the file holds by now."""
+        if not self.file.is_file():
+            return
+        whole = self.file.read_bytes().rpartition(b"\n")[0]  # a kill may have cut the last line
         for line in whole.splitlines():
             note = json.loads(line)
             self.captions[note["sha256"]] = note["caption"]
-        with self._file.open("rb+") as file:
+        with self.file.open("rb+") as file:
             file.truncate(len(whole) + 1 if whole else 0)
 
     def add(self, captions: Mapping[str, str]) -> None:
         """Note captions by sha256, on disk before this returns."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.open("a", encoding="utf-8") as file:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a", encoding="utf-8") as file:
             for sha256, caption in captions.items():
                 file.write(json.dumps({"sha256": sha256, "caption": caption}, ensure_ascii=False) + "\n")
             file.flush()
@@ -127,8 +132,29 @@ class CaptionNotes:
         self.captions.update(captions)
 
 
-def caption_gathered(captioner: Captioner, gathered: Gathered, notes: CaptionNotes) -> pd.DataFrame:
+def caption_missing(
+    captioner: Captioner, images: ImageStore, missing: Sequence[str], note: Callable[[dict[str, str]], None]
+) -> None:
+    """Caption pictures in parts, and note each part; ranks share every part."""
+    step = captioner.settings.generation.batch_size * _BATCHES_PER_NOTE * here.world_size()
+    for start in range(0, len(missing), step):
+        part = missing[start : start + step]
+        label = f"captions {start + 1} to {start + len(part)} of {len(missing)}"
+        note(dict(zip(part, captioner.caption(images, part, label), strict=True)))
+
+
+def caption_gathered(
+    captioner: Captioner,
+    gathered: Gathered,
+    notes: CaptionNotes,
+    workspace: Path,
+    launcher: LauncherParameters,
+) -> pd.DataFrame:
     """Caption what has no note yet.
+
+    Args:
+        workspace: where several processes meet.
+        launcher: how many processes share it.
 
     Returns:
         A row for each named picture, in order: `image_path,caption,reason`.
@@ -137,11 +163,13 @@ def caption_gathered(captioner: Captioner, gathered: Gathered, notes: CaptionNot
     done = len(gathered.usable) - len(missing)
     if done:
         logger.info("%d of %d pictures are captioned already.", done, len(gathered.usable))
-    step = captioner.settings.generation.batch_size * _BATCHES_PER_NOTE
-    for start in range(0, len(missing), step):
-        part = missing[start : start + step]
-        label = f"captions {start + 1} to {start + len(part)} of {len(missing)}"
-        notes.add(dict(zip(part, captioner.caption(gathered.images, part, label), strict=True)))
+    if missing and count_ranks(launcher, choose_device(captioner.settings.device)) > 1:
+        from qwen_vl_lora.scoring.launcher import caption_on_ranks
+
+        caption_on_ranks(captioner, gathered.images, missing, notes.file, workspace, launcher)
+        notes.read()
+    else:
+        caption_missing(captioner, gathered.images, missing, notes.add)
     bad = sum(picture.sha256 is None for picture in gathered.named)
     logger.info("%d pictures captioned, %d not usable (see the column `reason`).", len(gathered.named) - bad, bad)
     return pd.DataFrame(

@@ -14,6 +14,7 @@ from qwen_vl_lora.parameters import (
     GenerationParameters,
     ImageParameters,
     InferenceParameters,
+    LauncherParameters,
     PromptParameters,
     TrainingParameters,
 )
@@ -34,6 +35,7 @@ def caption_pictures(
     training_args: TrainingParameters,
     vision: str,
     device: str,
+    launcher: LauncherParameters,
     quantization: str | None,
 ) -> tuple[Table, Image.Image]:
     """Caption the pictures that `inference.images` names."""
@@ -50,5 +52,5 @@ def caption_pictures(
     configured = CaptionSettings(prompt, image, generation, vision, dtype, device, quantization)  # type: ignore[arg-type]
     captioner = Captioner(base_model, adapter, configured.for_adapter(adapter, inference.settings_from))
     notes = CaptionNotes(workspace.folder("inference") / f"{captioner.key}.jsonl")
-    captions = caption_gathered(captioner, gathered, notes)
+    captions = caption_gathered(captioner, gathered, notes, workspace.path, launcher)
     return captions, draw_sheet({name: notes.captions[name] for name in gathered.usable}, gathered.images)

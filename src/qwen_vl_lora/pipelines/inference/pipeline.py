@@ -25,6 +25,7 @@ def create_pipeline() -> Pipeline:
                     "params:training_args",
                     "params:vision",
                     "params:device",
+                    "params:launcher",
                     "params:quantization",
                 ],
                 outputs=["captions", "caption_sheet"],
