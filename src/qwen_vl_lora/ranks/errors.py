@@ -47,7 +47,7 @@ class RankTracebackError(Exception):
         return f"\n{self.args[0]}"
 
 
-def record_fault(folder: Path, rank: int, error: BaseException) -> None:
+def record_fault(folder: Path, rank: int, error: BaseException) -> Fault:
     """Leave an error for the run's own process."""
     from torch.distributed import DistError
 
@@ -64,6 +64,7 @@ def record_fault(folder: Path, rank: int, error: BaseException) -> None:
         at=time.time(),
     )
     _write(folder, fault)
+    return fault
 
 
 def record_death(folder: Path, rank: int, signal_name: str) -> None:

@@ -21,6 +21,8 @@ Row = dict[str, Any]
 OnRow = Callable[[Row], None]
 
 _INTERVAL = 0.25
+_SILENCE_SECONDS = 5.0
+"""Where nobody gets on, one that has been silent for this long is the cause."""
 
 
 @dataclass
@@ -112,13 +114,15 @@ class Watch:
     def _hang(self, now: float) -> str | None:
         """What to say of ranks that hang, or None."""
         timeout = self._order["timeout"]
-        silent = [rank for rank, seen in self._seen.items() if now - seen.alive_at > timeout]
-        if silent:
-            said = "; ".join(f"rank {rank} ({self._seen[rank].told['where']})" for rank in sorted(silent))
-            return f"No sign of life for {timeout} s from {said}: the process is stopped or its machine is gone."
-        if len(self._seen) < self._order["world_size"] or any(
-            now - seen.moved_at <= timeout for seen in self._seen.values()
-        ):
+        stuck = len(self._seen) == self._order["world_size"] and all(
+            now - seen.moved_at > timeout for seen in self._seen.values()
+        )
+        patience = min(timeout, _SILENCE_SECONDS) if stuck else timeout
+        if silent := {rank: seen for rank, seen in self._seen.items() if now - seen.alive_at > patience}:
+            said = "; ".join(f"rank {rank} ({seen.told['where']})" for rank, seen in sorted(silent.items()))
+            seconds = round(min(now - seen.alive_at for seen in silent.values()))
+            return f"No sign of life for {seconds} s from {said}: the process is stopped or its machine is gone."
+        if not stuck:
             return None
         busy = {rank: seen for rank, seen in self._seen.items() if not seen.told["waits"]} or self._seen
         said = "; ".join(f"rank {rank} ({seen.told['where']})" for rank, seen in sorted(busy.items()))

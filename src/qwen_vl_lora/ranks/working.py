@@ -27,6 +27,7 @@ from qwen_vl_lora.ranks.errors import record_fault
 EVENTS = "events.jsonl"
 TASK = "task.json"
 BEAT_SECONDS = 0.5
+_ECHO_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -90,7 +91,9 @@ def _leave_together() -> None:
 
 def _leave(folder: Path, error: BaseException) -> NoReturn:
     """At once: clean-up of a broken process group may hang."""
-    record_fault(folder, here.rank(), error)
+    fault = record_fault(folder, here.rank(), error)
+    if fault.is_echo:
+        time.sleep(_ECHO_SECONDS)  # whoever watches is to see the rank that went first
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

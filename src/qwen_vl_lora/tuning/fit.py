@@ -336,6 +336,7 @@ def build_trainer(
         **{
             # A text alone leaves an adapted tower without gradients; a frozen one has none to wait for.
             "ddp_find_unused_parameters": settings.vision == "adapted",
+            "ddp_broadcast_buffers": False,  # they never change
             **settings.training_args.to_training_arguments(),
             # One item of the loader is one optimizer step; forward passes are cut inside it.
             "per_device_train_batch_size": captions_per_device(settings),
