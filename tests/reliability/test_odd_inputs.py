@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import struct
 import zlib
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import ImageCms, PngImagePlugin
 
+from command_line import call, kedro_run, make_project
 from qwen_vl_lora.samples.image_files import inspect_image, open_image
 from qwen_vl_lora.samples.records import RowError
 from reliability.test_quarantine import assert_each_row_once, collected_from, csv_of, reasons
@@ -269,3 +271,34 @@ def test_odd_records_are_read_right_or_have_their_reason(folder, form):
     expected = {row: reason for row, (_, reason) in enumerate(ODD_RECORDS, start=1) if reason}
     assert reasons(collected) == expected
     assert_each_row_once(collected, len(ODD_RECORDS))
+
+
+# --- a whole run -----------------------------------------------------------------------------
+
+
+def test_a_run_on_an_odd_folder_keeps_the_good_and_lists_every_bad_row(tmp_path):
+    """From the command line to the files, where a name that is too long once stopped the look at the sources."""
+    project = make_project(tmp_path / "project")
+    for seed, name in enumerate(GOOD_NAMES):
+        write(project / "mine" / name, jpeg(seed))
+    good = [(name, f"=1+{number}") for number, name in enumerate(GOOD_NAMES)]
+    bad = [(name, "A dog.") for name in BAD_NAMES]
+    write(project / "mine" / "c;1.csv", csv_of(*good, *bad, header="image_path,caption"))
+    command = kedro_run(
+        "data_engineering",
+        env="own_captions",
+        captions_file="mine/c;1.csv",
+        captions__num_rows=100,
+        quarantine__max_share=0.5,
+    )
+    result = call(command, project)
+    assert result.returncode == 0, result.stderr
+    (rejected,) = (project / "data/02_intermediate/own_captions/rejected_samples.csv").glob("*/*.csv")
+    with rejected.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [(int(row["row"]), row["reason"]) for row in rows] == list(
+        enumerate((reason for reason, _ in BAD_NAMES.values()), start=len(good) + 1)
+    )
+    (table,) = (project / "data/02_intermediate/own_captions/caption_table.csv").glob("*/*.csv")
+    with table.open(encoding="utf-8", newline="") as lines:
+        assert [row["caption"] for row in csv.DictReader(lines)] == [f"'{text}" for _, text in good]
