@@ -16,4 +16,4 @@ def make_predictions() -> Callable[[list[Row]], pd.DataFrame]:
 
 @pytest.fixture
 def scoring() -> ScoringParameters:
-    return ScoringParameters(tokenizer="ptb", bootstrap_samples=200, seed=7)
+    return ScoringParameters(tokenizer="ptb", bootstrap_samples=200, seed=7, settings_from="parameters")

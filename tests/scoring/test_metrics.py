@@ -18,7 +18,7 @@ from qwen_vl_lora.scoring.metrics import METRICS, score_predictions
 from scoring.rows import Row, table_of
 
 Make = Callable[[list[Row]], pd.DataFrame]
-PARAMETERS = ScoringParameters(tokenizer="ptb", bootstrap_samples=50, seed=0)
+PARAMETERS = ScoringParameters(tokenizer="ptb", bootstrap_samples=50, seed=0, settings_from="parameters")
 
 
 def test_bleu_is_clipped_precision_times_brevity_penalty(make_predictions: Make, scoring: ScoringParameters) -> None:
@@ -116,7 +116,7 @@ def test_an_empty_caption_scores_zero_even_against_an_empty_reference(
 
 
 def test_chinese_is_scored_by_character(make_predictions: Make) -> None:
-    auto = ScoringParameters(tokenizer="auto", bootstrap_samples=10, seed=0)
+    auto = ScoringParameters(tokenizer="auto", bootstrap_samples=10, seed=0, settings_from="parameters")
     # 4 of 5 characters match, lengths agree.
     metrics, _ = score_predictions(make_predictions([(["一只大黑狗"], "x", "一只大黑猫。")]), auto)
     assert metrics["tokenizer"] == "characters"
@@ -134,7 +134,9 @@ def test_intervals_depend_on_the_seed_alone(make_predictions: Make) -> None:
     rows: list[Row] = [(["a red dog and a cat"], "a dog", " ".join(["a red dog and"] * i)) for i in range(12)]
     table = make_predictions(rows)
     first, again, other = (
-        score_predictions(table, ScoringParameters(tokenizer="ptb", bootstrap_samples=100, seed=seed))[0]["confidence"]
+        score_predictions(
+            table, ScoringParameters(tokenizer="ptb", bootstrap_samples=100, seed=seed, settings_from="parameters")
+        )[0]["confidence"]
         for seed in (1, 1, 2)
     )
     assert first == again

@@ -64,7 +64,9 @@ def page_of(text: str, folder) -> tuple[str, Page]:
             "tuned_caption": [f"{text} one"],
         }
     )
-    metrics, scores = score_predictions(table, ScoringParameters(tokenizer="ptb", bootstrap_samples=5, seed=0))
+    metrics, scores = score_predictions(
+        table, ScoringParameters(tokenizer="ptb", bootstrap_samples=5, seed=0, settings_from="parameters")
+    )
     settings = {text: {text: [text, {text: text}]}}
     record = {
         "base_model": {"name": text, "fingerprint": text},

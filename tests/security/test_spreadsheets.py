@@ -125,7 +125,7 @@ def test_scores_are_those_of_the_exact_captions(tmp_path):
             "tuned_caption": captions,
         }
     )
-    parameters = ScoringParameters(tokenizer="ptb", bootstrap_samples=5, seed=0)
+    parameters = ScoringParameters(tokenizer="ptb", bootstrap_samples=5, seed=0, settings_from="parameters")
     metrics, scores = score_predictions(table, parameters)
     dataset.save(table)
     again, scores_again = score_predictions(dataset.load(), parameters)
