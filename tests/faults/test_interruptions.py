@@ -31,7 +31,7 @@ def test_a_stop_outside_of_training_steps_is_recorded_as_interrupted(project, ba
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=project, **pipes) as process:
         for line in process.stdout:
-            if "Running node:" in line and node in line:
+            if f"{node}: " in line:
                 process.send_signal(by)
                 break
         else:

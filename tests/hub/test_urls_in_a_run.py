@@ -119,7 +119,7 @@ def test_urls_are_off_in_a_run_that_does_not_ask_for_them(run_with_pictures):
     assert status != 0
     assert "url_not_allowed" in said
     assert said.endswith("asked:")
-    assert "Running node" not in said
+    assert "collect_samples:" not in said
 
 
 if __name__ == "__main__":
