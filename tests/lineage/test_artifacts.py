@@ -63,3 +63,12 @@ def test_the_first_line_that_differs_is_shown(tmp_path):
     (tmp_path / "b").write_text("same\na blue circle\nmore\n")
     assert first_difference(tmp_path / "a", tmp_path / "b") == "line 2: a red circle → a blue circle"
     assert first_difference(tmp_path / "a", tmp_path / "gone") is None
+
+
+def test_of_long_lines_the_place_that_differs_is_shown(tmp_path):
+    for name, caption in (("a", "a red circle"), ("b", "a blue circle")):
+        (tmp_path / name).write_text(f"{'x' * 300} {caption} {'y' * 300}")
+    said = first_difference(tmp_path / "a", tmp_path / "b")
+    assert "a red circle" in said
+    assert "a blue circle" in said
+    assert len(said) < 300

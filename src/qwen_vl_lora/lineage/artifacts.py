@@ -130,12 +130,20 @@ def first_difference(one: Path, two: Path) -> str | None:
         return None
     for number, (line, other) in enumerate(zip(lines_of_one, lines_of_two, strict=False), start=1):
         if line != other:
-            return f"line {number}: {_short(line)} → {_short(other)}"
+            pairs = enumerate(zip(line, other, strict=False))
+            common = next(
+                (place for place, (one_of, other_of) in pairs if one_of != other_of), min(len(line), len(other))
+            )
+            return f"line {number}: {_around(line, common)} → {_around(other, common)}"
     if len(lines_of_one) != len(lines_of_two):
         return f"{len(lines_of_one)} lines → {len(lines_of_two)} lines"
     return None
 
 
-def _short(line: str) -> str:
-    line = line.strip()
-    return line if len(line) <= 120 else line[:117] + "…"
+def _around(line: str, place: int) -> str:
+    """At most 120 characters of a line, among them the one at `place`: there it differs from another."""
+    if len(line.strip()) <= 120:
+        return line.strip()
+    start = max(0, place - 60)
+    end = start + 118
+    return f"{'…' if start else ''}{line[start:end]}{'…' if end < len(line) else ''}"
