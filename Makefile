@@ -17,7 +17,7 @@ viz: $(VENV)/.installed ## look at pipelines and artifacts in the browser
 	$(BIN)/qwen-vl-lora viz
 
 test: lint ## lint, types, layers and tests
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

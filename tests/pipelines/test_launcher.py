@@ -150,7 +150,7 @@ def test_two_machines_give_what_one_process_gives(reference, machines):
     assert "The run has finished." in said
 
 
-LONG = {"training_args.num_train_epochs": 400}
+LONG = {"training_args.num_train_epochs": 400, "resume": "never"}
 
 
 @pytest.mark.parametrize(

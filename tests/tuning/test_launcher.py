@@ -97,6 +97,7 @@ def test_ranks_agree_on_the_smallest_batch_size(job, monkeypatch):
     assert (fitted.directory.parent / "batch_size").read_text() == "3"
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_in_a_step_is_named_with_it(job, monkeypatch):
     monkeypatch.setenv(FAULT, "1:3:hangs")
     monkeypatch.setattr(launcher, "train_rank", two_ranks.faulty)
@@ -131,9 +132,14 @@ def command(job):
     ("fault", "status", "message", "left"),
     [
         ("1:6:launcher killed", -signal.SIGKILL, "", "checkpoint-4"),
-        ("1:6:rank killed", 1, "Rank 1 of 2 was killed by SIGKILL", "checkpoint-4"),
+        pytest.param(
+            *("1:6:rank killed", 1, "Rank 1 of 2 was killed by SIGKILL", "checkpoint-4"), marks=pytest.mark.slow
+        ),
         ("1:5:SIGTERM", 1, "Stopped by SIGTERM after step 5 of 8. Its checkpoint is saved", "checkpoint-5"),
-        ("0:5:SIGINT", 1, "Stopped by SIGINT after step 5 of 8. Its checkpoint is saved", "checkpoint-5"),
+        pytest.param(
+            *("0:5:SIGINT", 1, "Stopped by SIGINT after step 5 of 8. Its checkpoint is saved", "checkpoint-5"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_training_of_two_ranks_goes_on_to_the_same_bits(command, job, undisturbed, fault, status, message, left):

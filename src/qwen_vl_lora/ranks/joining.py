@@ -10,7 +10,7 @@ from typing import Any
 from qwen_vl_lora.exceptions import LauncherError
 from qwen_vl_lora.ranks.board import Address, Board
 from qwen_vl_lora.ranks.errors import read_faults, root_of, to_error
-from qwen_vl_lora.ranks.launching import Ended, _processes_here, launch_here, versions
+from qwen_vl_lora.ranks.launching import FAREWELL_SECONDS, Ended, _processes_here, launch_here, versions
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ def _serve(order: dict[str, Any], board: Board, node: int) -> None:
         raise
     logger.info("%s: ranks %s", order["work"].partition(":")[2], order["nproc_per_node"])
     ended = launch_here(order, board, node)
-    _raise_what_happened(ended, order)
+    board.hear("ended")  # where the run is gone this says so, and not how its ranks here then ended
+    _raise_what_happened(ended, order, board)
 
 
 def _check(order: dict[str, Any], node: int) -> None:
@@ -84,10 +85,19 @@ def _check(order: dict[str, Any], node: int) -> None:
     _processes_here(order["nproc_per_node"], order["device"])
 
 
-def _raise_what_happened(ended: Ended, order: dict[str, Any]) -> None:
+def _raise_what_happened(ended: Ended, order: dict[str, Any], board: Board) -> None:
     if not ended.failed and ended.received is None and ended.verdict is None:
         return
     faults = read_faults(Path(order["folder"]))
     if faults and not root_of(faults).is_echo:
         raise to_error(root_of(faults), order["world_size"])
+    if ended.verdict is None and _hears_the_end(board):  # the run has cleared its folder already
+        raise LauncherError("The run has ended with an error; what it was stands in the run's own output.")
     raise LauncherError(ended.verdict or "The ranks of this machine were ended.")
+
+
+def _hears_the_end(board: Board) -> bool:
+    until = time.monotonic() + FAREWELL_SECONDS
+    while board.hear("ended") is None and time.monotonic() < until:
+        time.sleep(0.25)
+    return board.hear("ended") is not None

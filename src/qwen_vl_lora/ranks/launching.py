@@ -43,7 +43,7 @@ Work = Callable[[Task], Any]
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """Those that torch's launcher takes over, and does not give back."""
 _VERSIONS = ("torch", "transformers", "peft", "accelerate", "qwen-vl-lora")
-_FAREWELL_SECONDS = 5.0
+FAREWELL_SECONDS = 5.0
 
 
 def count_ranks(launcher: LauncherParameters, device: torch.device) -> int:
@@ -222,7 +222,7 @@ def _raise_what_happened(ended: Ended, folder: Path, order: dict[str, Any]) -> N
         raise ended.row_fault
     if not ended.failed and ended.received is None and ended.verdict is None:
         return
-    until = time.monotonic() + (_FAREWELL_SECONDS if order["nnodes"] > 1 else 0)
+    until = time.monotonic() + (FAREWELL_SECONDS if order["nnodes"] > 1 else 0)
     while (faults := read_faults(folder)) == [] or all(fault.is_echo for fault in faults):
         if time.monotonic() > until:  # other machines tell by the shared folder
             break
@@ -239,7 +239,7 @@ def _raise_what_happened(ended: Ended, folder: Path, order: dict[str, Any]) -> N
 
 
 def _read_result(file: Path) -> Any:
-    until = time.monotonic() + _FAREWELL_SECONDS
+    until = time.monotonic() + FAREWELL_SECONDS
     while not file.is_file() and time.monotonic() < until:  # a network folder may lag behind
         time.sleep(0.2)
     return json.loads(file.read_text(encoding="utf-8"))
@@ -280,7 +280,7 @@ def _dismiss(launcher: LauncherParameters, finished: bool) -> None:
     """Tell the other machines that the run is over, and stay until they have heard it."""
     board = _held.pop(str(launcher.rdzv_endpoint))
     board.tell("ended", finished)
-    until = time.monotonic() + _FAREWELL_SECONDS
+    until = time.monotonic() + FAREWELL_SECONDS
     while board.count("left") < board.count("machines") and time.monotonic() < until:
         time.sleep(0.1)
 
