@@ -26,6 +26,9 @@ def test_secrets_in_texts_are_masked(text, secret):
 def test_what_is_no_secret_stays():
     text = "kedro run --pipelines training --params lora.r=4,generation.max_new_tokens=128,base_model=a/b"
     assert mask_text(text) == text
+    assert mask_text("row 3: special_token: The caption holds <|im_end|>") == (
+        "row 3: special_token: The caption holds <|im_end|>"
+    )
     tree = {"max_new_tokens": 96, "tokenizer": "auto", "url": "https://example.org/a", "prompt": "a secret garden"}
     assert mask_tree(tree) == tree
 

@@ -9,7 +9,9 @@ MASK = "***"
 
 _NAMES = r"token|secret|passw(?:or)?d|passphrase|(?:api|access|private|auth)[_-]?key"
 _SECRET_NAME = re.compile(rf"(^|[._-])({_NAMES}|credentials?)$", re.I)
-_ASSIGNED = re.compile(rf"([\w.-]*(?:{_NAMES})\s*[=:]\s*)([^\s,;&'\"]+)", re.I)
+_ASSIGNED = re.compile(  # `special_token: …` is why a row was rejected
+    rf"((?<![\w.-])(?!special_token:)[\w.-]*(?:{_NAMES})\s*[=:]\s*)([^\s,;&'\"]+)", re.I
+)
 _URL_USER = re.compile(r"(\w[\w+.-]*://)[^/\s@]+@")
 _KNOWN = re.compile(
     r"\b(gh[pousr]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|hf_\w{16,}|sk-[\w-]{16,}|xox[abprs]-[\w-]{10,}|AKIA\w{12,})"
