@@ -82,15 +82,16 @@ def train(job: Job) -> dict[str, Any]:
 
 def caption(job: Job) -> dict[str, Any]:
     """`encode_images` and `generate_captions`."""
-    images = open_images(job.data, "test")
+    workspace, images = open_workspace(job), open_images(job.data, "test")
     table = call_node(
         generate_captions,
         Parameters.model_validate(job.parameters),
         base_model=BaseModel(name="base", path=job.base_path),
         adapter=Adapter(Path(job.options["adapter"])),
         images=images,
-        image_features=encode(job, images, open_workspace(job)),
+        image_features=encode(job, images, workspace),
         test_conversations=job.conversations("test"),
+        workspace=workspace,
     )
     return {"base_captions": table["base_caption"].tolist(), "tuned_captions": table["tuned_caption"].tolist()}
 

@@ -58,6 +58,23 @@ def test_both_sides_feed_the_same_tokens_and_score_the_same_ones(toy, monkeypatc
     assert theirs["pixel_values"].shape[0] == 4 * int(ours.is_image.sum())
 
 
+def test_both_sides_write_the_same_captions(toy, tmp_path, monkeypatch):
+    from benchmarks.measuring import check_captions
+
+    from benchmarks import project, replica, tutorial
+
+    folder = tmp_path / "captioning"
+    folder.mkdir()
+    job = replace(toy, task="caption", data=folder, scratch=folder / "prepared")
+    job = replace(job, options={**job.options, **replica.prepare_captioning(job)})
+    monkeypatch.chdir(folder)
+    sides = {"baseline": tutorial, "project": project}
+    pair = {name: side.caption(replace(job, scratch=folder / name)) for name, side in sides.items()}
+
+    assert len(pair["project"]["tuned_captions"]) == 2
+    assert check_captions(pair)["failures"] == []
+
+
 @pytest.mark.timeout(900)  # eight fresh processes; half a minute on a quiet machine
 def test_a_workload_runs_on_both_sides_and_reports_in_the_declared_form(tmp_path):
     from benchmarks.workloads import choose
