@@ -165,6 +165,7 @@ def _prepare(cell: Cell, root: Path, device: str) -> dict[str, Any]:
     collator = RowCollator(pictures, processor.tokenizer.pad_token_id, sizer.merge_size)
     trainer = fit.build_trainer(model, train, [], collator, settings, cell.batch, folder / "checkpoints")
     trainer.create_optimizer()
+    trainer.model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)  # autocast
     return {
         "base_model": base_model,
         "train": sorted(train, key=lambda conversation: len(conversation.ids), reverse=True),

@@ -136,3 +136,20 @@ def test_every_parameter_is_documented_with_its_default(tree):
 def test_processes_that_could_not_meet_are_refused(tree, key, value, message):
     with pytest.raises(ParameterError, match=message):
         validate_parameters(changed(tree, key, value))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training_args.hub_token": "hf_secret"}, "training_args.hub_token: set by the project: the adapter stays"),
+        ({"training_args.data_seed": 3}, "training_args.data_seed: set by the project: use seed"),
+        ({"lora.bias": "all"}, "lora.bias `all` would train the vision tower's biases too"),
+        ({"lora.bias": "lora_only", "training_args.fp16": True}, "biases cannot be trained in float16"),
+    ],
+)
+def test_what_would_train_wrongly_or_be_passed_over_is_refused(tree, changes, message):
+    for key, value in changes.items():
+        tree = changed(tree, key, value)
+    with pytest.raises(ParameterError, match=message) as refused:
+        validate_parameters(tree)
+    assert "hf_secret" not in str(refused.value)

@@ -1,6 +1,7 @@
 """`make bench-peers`: W1 and W2 on TRL, ms-swift and LLaMA-Factory, with this project in the same run.
 
-    python -m benchmarks.peers.run [--only trl,…] [--workloads W1,W2] [--repeats N] [--environments FOLDER]
+    python -m benchmarks.peers.run [--only trl,…] [--workloads W1,W2] [--checkpointing] [--repeats N]
+                                  [--environments FOLDER]
 
 Each tool gets an environment of its own from its requirements file, about 6 GB each. A time counts
 only where the number of image features, the trainable tensors and the first loss are right.
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="qwen-vl-lora-peers-") as root:
         bench = Bench(Path(root), options.threads)
         for workload in choose(options.workloads):
+            if workload.checkpointing and not options.checkpointing:
+                continue
             results["workloads"][workload.key] = measure(bench, workload, pythons, options.repeats)
             write_json(file, results)
             file.with_suffix(".md").write_text(render_table(results), encoding="utf-8")
@@ -200,6 +203,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.run")
     parser.add_argument("--only", default=",".join(TOOLS), help=f"of {', '.join(TOOLS)}")
     parser.add_argument("--workloads", default="W1,W2")
+    parser.add_argument("--checkpointing", action="store_true", help="also the workloads with gradient checkpointing")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     default = Path(tempfile.gettempdir()) / "qwen-vl-lora-peers"

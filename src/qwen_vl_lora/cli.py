@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import copy
 import importlib
-import re
 from typing import Any
 
 import click
 from kedro.framework.cli.project import run as kedro_run
 
-from qwen_vl_lora.console import show_messages_for_expected_errors
+from qwen_vl_lora.console import show_messages_for_expected_errors, split_params
 from qwen_vl_lora.exceptions import ParameterError
 
 COMMANDS = ("caption", "features", "plan", "prune", "report", "runs", "verify", "viz", "worker")
 """Names of the modules in `commands/`; each has a click command of its own name."""
-
-_NAME_OF_A_SETTING = re.compile(r"\s*[\w.-]+\s*=")
 
 
 class LazyCommands(click.Group):
@@ -57,27 +54,6 @@ def _check_runner(context: click.Context, runner: str | None) -> None:
             f"The --config file names the runner {runner!r}; only Kedro's own are taken from a file. "
             "Name it on the command line if you trust it: --runner."
         )
-
-
-def split_params(context: click.Context, _: click.Parameter, value: Any) -> Any:
-    """`--params`, in which a comma ends a value only where the name of the next one follows.
-
-    Kedro refuses `captions_file=/data/cats, dogs/captions.csv` and `image.url_hosts=[one.example,two.example]`.
-    """
-    if not isinstance(value, str):
-        return value
-    settings: list[str] = []
-    for piece in value.split(","):
-        if settings and not _NAME_OF_A_SETTING.match(piece):
-            settings[-1] += f",{piece}"
-        elif piece.strip():
-            settings.append(piece.strip())
-    if settings and not _NAME_OF_A_SETTING.match(settings[0]):
-        context.fail(f"--params: {settings[0]!r} must be of the form key=value; several are separated by commas.")
-    from omegaconf import OmegaConf
-
-    pairs = [setting.rstrip(", ").split("=", 1) for setting in settings]
-    return OmegaConf.to_container(OmegaConf.from_dotlist([f"{name.strip()}={text}" for name, text in pairs]))
 
 
 def _options() -> list[click.Parameter]:

@@ -1,4 +1,4 @@
-"""What the command line shows: expected errors and the machine's faults as one message, all else as Kedro does.
+"""What the command line shows and how it reads `--params`: expected errors and the machine's faults are one message.
 
 A program error keeps its traceback on the screen. The traceback of everything else goes to `logs/errors.log`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -15,11 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TextIO, cast
 
+import click
+
 from qwen_vl_lora.exceptions import QwenVLLoraError
 from qwen_vl_lora.faults import machine_fault
 from qwen_vl_lora.lineage.masking import mask_text
 
 ERROR_LOG = Path("logs/errors.log")
+
+_NAME_OF_A_SETTING = re.compile(r"\s*[\w.-]+\s*=")
 
 
 def expected_error(error: BaseException | None) -> QwenVLLoraError | None:
@@ -122,3 +127,24 @@ def _keep_traceback(error: BaseException) -> str:
     except OSError:
         return "(run with --verbose for the traceback)"
     return f"(traceback: {ERROR_LOG}, or run with --verbose)"
+
+
+def split_params(context: click.Context, _: click.Parameter, value: Any) -> Any:
+    """`--params`, in which a comma ends a value only where the name of the next one follows.
+
+    Kedro refuses `captions_file=/data/cats, dogs/captions.csv` and `image.url_hosts=[one.example,two.example]`.
+    """
+    if not isinstance(value, str):
+        return value
+    settings: list[str] = []
+    for piece in value.split(","):
+        if settings and not _NAME_OF_A_SETTING.match(piece):
+            settings[-1] += f",{piece}"
+        elif piece.strip():
+            settings.append(piece.strip())
+    if settings and not _NAME_OF_A_SETTING.match(settings[0]):
+        context.fail(f"--params: {settings[0]!r} must be of the form key=value; several are separated by commas.")
+    from omegaconf import OmegaConf
+
+    pairs = [setting.rstrip(", ").split("=", 1) for setting in settings]
+    return OmegaConf.to_container(OmegaConf.from_dotlist([f"{name.strip()}={text}" for name, text in pairs]))

@@ -171,13 +171,30 @@ class TrainingParameters(LibraryGroup):
         "train_sampling_strategy": "rows of one step are sorted by length without changing the step",
         "ignore_data_skip": "a resumed run continues at its exact sample",
         "label_smoothing_factor": "the loss is the plain mean over answer tokens",
-        "push_to_hub": "the adapter stays in the catalog; upload the directory yourself",
+        **dict.fromkeys(
+            (
+                "push_to_hub",
+                "hub_token",
+                "hub_model_id",
+                "hub_strategy",
+                "hub_private_repo",
+                "hub_always_push",
+                "hub_revision",
+            ),
+            "the adapter stays in the catalog; upload the directory yourself",
+        ),
         "do_train": "run the training pipeline",
         "do_eval": "use eval_strategy",
         "do_predict": "run the evaluation pipeline",
         "local_rank": "use `launcher`",
         "ddp_timeout": "use launcher.timeout",
         "ddp_backend": "NCCL on GPUs, gloo on CPUs",
+        "data_seed": "use seed",
+        "dataloader_num_workers": "stored features are read faster than a worker could hand them over",
+        "gradient_checkpointing_kwargs": "use gradient_checkpointing: true",
+        "activation_checkpointing_kwargs": "use gradient_checkpointing: true",
+        "torch_empty_cache_steps": "the project's own training step never empties the cache",
+        "restore_callback_states_from_checkpoint": "a resumed run takes over its callbacks' counts by itself",
         "save_only_model": "a checkpoint without optimizer state cannot be resumed",
         "neftune_noise_alpha": "noise on embeddings is not part of a reproducible row",
     }
@@ -391,6 +408,20 @@ class Parameters(ParameterGroup):
             raise ValueError(
                 "attention is `flash_attention_2`, which computes on a GPU in half precision only; set "
                 "training_args.bf16: true and device: cuda, or attention: sdpa"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _biases_can_be_trained(self) -> Self:
+        if self.lora.bias == "all" and self.vision == "frozen":
+            raise ValueError(
+                "lora.bias `all` would train the vision tower's biases too, but vision is `frozen`; "
+                "set lora.bias: lora_only, or vision: adapted"
+            )
+        if self.lora.bias != "none" and self.training_args.dtype == "float16":
+            raise ValueError(
+                f"lora.bias is `{self.lora.bias}`, but biases cannot be trained in float16, which scales gradients of "
+                "float32 weights only; set lora.bias: none, or bf16 in place of fp16"
             )
         return self
 

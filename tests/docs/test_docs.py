@@ -18,7 +18,7 @@ from kedro.framework.project import find_pipelines
 from kedro.framework.startup import bootstrap_project
 
 from docs.blocks import PAGES, PROJECT, anchors, blocks, links
-from qwen_vl_lora.cli import split_params
+from qwen_vl_lora.console import split_params
 from qwen_vl_lora.parameters import validate_parameters
 from qwen_vl_lora.samples.records import Reason
 from qwen_vl_lora.settings import CONFIG_LOADER_ARGS

@@ -265,3 +265,16 @@ def test_pictures_that_no_manifest_names_go(tmp_path, history):
     manifest.parent.mkdir(parents=True)
     manifest.write_text("id,sha256,path,width\n1,aa,data/02_intermediate/tiny/images/files/aa.png,3\n")
     assert removed(tmp_path) == {"02_intermediate/tiny/images/files/bb.png"}
+
+
+def test_the_parent_of_a_training_that_can_be_gone_on_with_stays(tmp_path, history):
+    history("d1", DATA)
+    history("t1", ["adapter"], {"train_conversations": "d1"}, "training")
+    history("t2", ["adapter"], {"train_conversations": "d1"}, "training")
+    job = tmp_path / "data/09_workspace/tiny/training/unfinished"
+    (job / "checkpoint-3").mkdir(parents=True)
+    (job / "inputs.json").write_text("{}")
+    (job / "parent.txt").write_text("data/05_model_input/tiny/adapter/t1/adapter")
+    assert "05_model_input/tiny/adapter/t1" not in removed(tmp_path)
+    (job / "checkpoint-3").rmdir()
+    assert "05_model_input/tiny/adapter/t1" in removed(tmp_path)

@@ -124,3 +124,25 @@ def test_a_parent_with_other_tensors_is_refused(run, newest, tmp_path):
     save_file(kept, file)
     with pytest.raises(AdapterError, match=r"1 tensors differ, the first is .*None there"):
         run("training", init_adapter=newest(ADAPTER).parent.name)
+
+
+@pytest.mark.parametrize("lora", [{"bias": "lora_only"}, {"init_lora_weights": "pissa"}])
+def test_base_captions_are_the_bases_own_whatever_an_adapter_leaves_behind(run, newest, lora):
+    run("data_engineering")
+    run("training", "evaluation")
+    plain = pd.read_csv(newest("07_model_output/tiny/predictions.csv"))
+    run("training", "evaluation", **{**STRONG, "lora": {**STRONG["lora"], **lora}})
+    predictions = pd.read_csv(newest("07_model_output/tiny/predictions.csv"))
+    assert predictions["base_caption"].tolist() == plain["base_caption"].tolist()
+    assert predictions["tuned_caption"].tolist() != plain["base_caption"].tolist()
+
+
+def test_a_parent_that_took_its_start_out_of_the_base_is_gone_on_from_in_the_same_way_only(run, newest):
+    run("data_engineering")
+    run("training", training_args={"max_steps": 1}, lora={"init_lora_weights": "pissa"})
+    version = newest(ADAPTER).parent.name
+    with pytest.raises(AdapterError, match=r"lora.init_lora_weights: pissa there, None here"):
+        run("training", init_adapter=version)
+    run("training", init_adapter=version, lora={"init_lora_weights": "pissa"})
+    run("training", training_args={"max_steps": 1}, lora={"init_lora_weights": "gaussian"})
+    run("training", init_adapter=newest(ADAPTER).parent.name)

@@ -178,6 +178,8 @@ def test_a_slot_in_an_answer_takes_no_image():
         ("empty_caption", {"messages": [{"role": "assistant", "content": float("nan")}]}),
         ("malformed_row", {"messages": [{"role": "assistant", "content": 7}]}),
         ("malformed_row", messages([{"type": "video", "video": "a.mp4"}])),
+        ("malformed_row", {**messages("<video>What?"), "videos": ["a.mp4"]}),
+        ("malformed_row", {**messages("<audio>What?"), "audio": "a.wav"}),
         ("malformed_row", messages([{"type": "text"}])),
         ("malformed_row", messages(["text"])),
         ("malformed_row", {"messages": [{"role": "assistant", "content": [{"type": "image", "image": "a.jpg"}]}]}),

@@ -149,3 +149,15 @@ def test_the_newest_and_the_best_checkpoints_are_kept(job, limit, left):
     made = [add_checkpoint(job, step) for step in (1, 2, 3, 10)]
     checkpoints.prune(job.folder, limit, str(made[0]))
     assert [path.name for path in job.checkpoints()] == [f"checkpoint-{step}" for step in left]
+
+
+def test_a_checkpoint_named_elsewhere_brings_its_best_step_along(job, tmp_path):
+    best, newest = add_checkpoint(job, 10), add_checkpoint(job, 20)
+    (newest / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": str(best)}))
+    seal(newest)
+    copied = shutil.copytree(job.folder, tmp_path / "backup")
+    for path in job.checkpoints():
+        shutil.rmtree(path)
+    assert find_checkpoint(job, str(copied / newest.name)) == copied / newest.name
+    assert [path.name for path in job.checkpoints()] == [best.name]
+    assert (job.folder / best.name / "weights").read_text() == "10"

@@ -1,5 +1,6 @@
-"""Whoever watches a training is told each row of its log, once it is there."""
+"""Whoever watches a training is told each row of its log, once it is there; and what decides which training it is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,9 @@ def fit(base_path, images, tmp_path):
     records = [captioned(f"identity_{number}", entry.path, "a star") for number, entry in enumerate(images, 1)]
     data = TrainingData(images, FeatureStore(tmp_path / "features"), records, records[:1])
 
-    def go(on_log=None):
-        return fit_adapter(BaseModel("tiny", base_path("qwen2_vl")), data, settings, tmp_path / "workspace", on_log)
+    def go(on_log=None, **changes):
+        base_model, chosen = BaseModel("tiny", base_path("qwen2_vl")), replace(settings, **changes)
+        return fit_adapter(base_model, data, chosen, tmp_path / "workspace", on_log)
 
     return go
 
@@ -74,3 +76,50 @@ def test_a_training_that_goes_on_tells_the_rows_before_it_too(fit):
     assert fitted.summary["resumed_from"] == "checkpoint-4"
     assert by_step(told) == fitted.log
     assert [row["step"] for row in fitted.log] == list(range(1, 9))
+
+
+def test_one_process_trains_on_one_gpu_however_many_it_sees(fit, monkeypatch):
+    from transformers import TrainingArguments
+
+    from qwen_vl_lora.tuning import fit as fitting
+
+    def as_on_two_gpus(**settings):
+        """What transformers counts for a process without a launcher."""
+        arguments = TrainingArguments(**settings)
+        arguments._n_gpu = 2
+        return arguments
+
+    trained_on = fitting.train_on
+    seen = []
+
+    def look(trainer, checkpoint):
+        seen.append(trainer.args.n_gpu)
+        trained_on(trainer, checkpoint)
+
+    monkeypatch.setattr(fitting, "TrainingArguments", as_on_two_gpus)
+    monkeypatch.setattr(fitting, "train_on", look)
+    fit()
+    assert seen == [1]
+
+
+def test_a_training_on_features_of_another_library_is_another_one(fit, monkeypatch):
+    from qwen_vl_lora.tuning import fit as fitting
+
+    made = []
+
+    def note(*parts):
+        made.append(job_inputs(*parts))
+        raise KeyboardInterrupt
+
+    job_inputs = fitting.job_inputs
+    monkeypatch.setattr(fitting, "job_inputs", note)
+    version = fitting.importlib.metadata.version
+    for pillow in ("1.0", "2.0"):
+        monkeypatch.setattr(
+            fitting.importlib.metadata, "version", lambda name, now=pillow: now if name == "pillow" else version(name)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            fit(vision="frozen")
+    one, other = made
+    assert one.pop("image_features") != other.pop("image_features")
+    assert one == other

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from kedro.framework.cli.utils import _split_params
 
-from qwen_vl_lora.console import keep_stdout_for_results
+from qwen_vl_lora.console import keep_stdout_for_results, split_params
 from qwen_vl_lora.samples.texts import printable
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ NO_ADAPTER = "none"
 @click.option("--adapter", default=None, metavar="VERSION|none", help="Adapter version; the newest unless given.")
 @click.option("--prompt", default=None, help="Ask this in place of what the adapter was trained with.")
 @click.option("--env", "-e", default=None, help="Recipe (a folder of conf/), as in `kedro run --env`.")
-@click.option("--params", default="", callback=_split_params, help="As in `kedro run --params`: recipe=…, device=…")
+@click.option("--params", default="", callback=split_params, help="As in `kedro run --params`: recipe=…, device=…")
 def caption(
     images: tuple[Path, ...], adapter: str | None, prompt: str | None, env: str | None, params: dict[str, Any]
 ) -> None:

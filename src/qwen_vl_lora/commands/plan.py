@@ -8,9 +8,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import click
-from kedro.framework.cli.utils import _split_params
 
-from qwen_vl_lora.console import keep_stdout_for_results
+from qwen_vl_lora.console import keep_stdout_for_results, split_params
 from qwen_vl_lora.faults import shown_bytes
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class GpuMemory(click.ParamType):
 
 @click.command()
 @click.option("--env", "-e", default=None, help="Recipe (a folder of conf/), as in `kedro run --env`.")
-@click.option("--params", default="", callback=_split_params, help="As in `kedro run --params`.")
+@click.option("--params", default="", callback=split_params, help="As in `kedro run --params`.")
 @click.option("--gpu-memory", type=GpuMemory(), metavar="24GB", help="Say what will not fit in this.")
 @click.option("--samples-per-second", type=click.FloatRange(min=0, min_open=True), help="Throughput to plan time with.")
 @click.option("--from-source", is_flag=True, help="Read the source again, even where data_engineering has run.")

@@ -77,7 +77,7 @@ def plan_removals(project: Path, recipe: str, keep_adapters: int, keep_runs: Seq
         )
     kept_records = _kept_records(records, keep_adapters, keep_runs)
     kept = _kept_versions(kept_records, records)
-    places = _read_by_others(project, recipe)
+    places = _read_by_others(project, recipe) | _parents_of_unfinished(project)
     while True:  # an adapter that stays for another's sake makes what it names stay too
         removals = list(_old_versions(project, recipe, records, kept, places))
         going = {removal.path for removal in removals}
@@ -132,6 +132,26 @@ def _read_by_others(project: Path, recipe: str) -> set[Path]:
     """What runs of other recipes that are under way have read so far."""
     others = [record for name in recipes(project) if name != recipe for record in _records_under_way(project, name)]
     return {project / artifact["path"] for record in others for artifact in record.read.values() if "path" in artifact}
+
+
+def _parents_of_unfinished(project: Path) -> set[Path]:
+    """Adapters that trainings which can be gone on with started from, in any recipe."""
+    jobs = [job for name in recipes(project) for job in _unfinished_trainings(project, name)]
+    notes = [job / "parent.txt" for job in jobs if (job / "parent.txt").is_file()]
+    return {project / note.read_text(encoding="utf-8") for note in notes}
+
+
+def _unfinished_trainings(project: Path, recipe: str) -> list[Path]:
+    """Training folders that stay: the newest that can be gone on with, and those in use."""
+    jobs = _trainings(project, recipe)
+    newest = [folder for folder in jobs if any(folder.glob("checkpoint-*"))][-1:]
+    return [folder for folder in jobs if folder in newest or Lock.is_held(folder / ".lock")]
+
+
+def _trainings(project: Path, recipe: str) -> list[Path]:
+    """Training folders, by the time of their last start."""
+    notes = (project / "data/09_workspace" / recipe / "training").glob("*/inputs.json")
+    return [note.parent for note in sorted(notes, key=lambda note: note.stat().st_mtime)]
 
 
 def _kept_records(records: Sequence[Record], keep_adapters: int, keep_runs: Sequence[str]) -> list[Record]:
@@ -214,13 +234,9 @@ def _feature_keys(kept_records: Sequence[Record]) -> set[str]:
 
 def _checkpoints(project: Path, recipe: str) -> Iterator[Removal]:
     """Training folders, but for the newest that can be gone on with and those in use."""
-    jobs = sorted(
-        (path.parent for path in (project / "data/09_workspace" / recipe / "training").glob("*/inputs.json")),
-        key=lambda folder: (folder / "inputs.json").stat().st_mtime,
-    )
-    unfinished = [folder for folder in jobs if any(folder.glob("checkpoint-*"))]
-    for folder in jobs:
-        if folder not in unfinished[-1:] and not Lock.is_held(folder / ".lock"):
+    staying = _unfinished_trainings(project, recipe)
+    for folder in _trainings(project, recipe):
+        if folder not in staying:
             yield Removal(folder, "checkpoints of a training that ended or was given up", size(folder))
 
 

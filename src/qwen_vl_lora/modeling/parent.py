@@ -16,8 +16,11 @@ from qwen_vl_lora.parameters import LoraParameters
 if TYPE_CHECKING:
     from peft import PeftModel
 
-_MAY_DIFFER = {"lora_dropout", "init_lora_weights"}
+_MAY_DIFFER = {"lora_dropout"}
 """Of PEFT's settings, those that change neither the weights' shapes nor what they mean."""
+
+_PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+"""Of `init_lora_weights`, what leaves the base's weights as they are: between these it may differ too."""
 
 
 @dataclass(frozen=True)
@@ -123,4 +126,6 @@ def find_parent(named: str | None, workspace: Path) -> ParentAdapter | None:
 def _shape(lora: dict[str, Any]) -> dict[str, Any]:
     """Everything of `lora` that must agree; the order of a target list does not matter."""
     kept = {name: value for name, value in lora.items() if name not in _MAY_DIFFER}
+    if kept.get("init_lora_weights") in _PLAIN_STARTS:
+        kept.pop("init_lora_weights", None)
     return {name: sorted(value) if isinstance(value, list) else value for name, value in kept.items()}

@@ -58,8 +58,11 @@ def _next_order(board: Board, number: int) -> dict[str, Any] | None:
 
 
 def _serve(order: dict[str, Any], board: Board, node: int) -> None:
+    if node >= order["nnodes"]:
+        board.count("left", 1)
+        raise LauncherError(f"The run wants {order['nnodes']} machines (launcher.nnodes), and they are there already.")
     try:
-        _check(order, node)
+        _check(order)
     except LauncherError as error:
         board.tell(f"failed/{order['launch']}", {"node": node, "why": f"Machine {node + 1}: {error}"})
         raise
@@ -69,9 +72,7 @@ def _serve(order: dict[str, Any], board: Board, node: int) -> None:
     _raise_what_happened(ended, order, board)
 
 
-def _check(order: dict[str, Any], node: int) -> None:
-    if node >= order["nnodes"]:
-        raise LauncherError(f"The run wants {order['nnodes']} machines (launcher.nnodes), and they are there already.")
+def _check(order: dict[str, Any]) -> None:
     if differing := {
         name: (theirs, ours) for name, theirs in order["versions"].items() if (ours := versions().get(name)) != theirs
     }:

@@ -156,7 +156,7 @@ def launch_here(order: dict[str, Any], board: Board, node: int, on_row: OnRow | 
     failed, received = False, None
     with Watch(board, order, node, on_row) as watch, _surroundings(order):
         try:
-            elastic_launch(_config(order, node), run_rank)(order, node)
+            elastic_launch(_config(order, node), run_rank)(order, node, os.getpid())
         except ChildFailedError as error:
             failed = True
             for rank, failure in error.failures.items():
@@ -201,7 +201,7 @@ def _surroundings(order: dict[str, Any]) -> Iterator[None]:
     were_silent = [talker.disabled for talker in talkers]
     inherited = {"TORCH_CPP_LOG_LEVEL": "FATAL"}  # a lost connection prints pages; the error says it
     if order["nnodes"] == 1:
-        inherited["GLOO_SOCKET_IFNAME"] = "lo"
+        inherited |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     added = {name: value for name, value in inherited.items() if name not in os.environ}
     os.environ.update(added)
     for talker in talkers:

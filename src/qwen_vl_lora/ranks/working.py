@@ -31,14 +31,15 @@ _ECHO_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
 
 
-def run_rank(order: dict[str, Any], node: int) -> None:
+def run_rank(order: dict[str, Any], node: int, launcher: int) -> None:
     """Do this rank's share of the ordered work. Never returns with an error: it is left in the folder instead.
 
     Args:
         order: what `Launch` ordered; the same for every rank.
         node: this machine; 0 is that of the run.
+        launcher: id of the process that started this one; 1 in a container.
     """
-    _die_with_parent()
+    _die_with(launcher)
     os.setsid()  # Ctrl-C reaches the launcher alone, which passes it on once
     folder = Path(order["folder"])
     with contextlib.ExitStack() as stack:
@@ -100,12 +101,11 @@ def _leave(folder: Path, error: BaseException) -> NoReturn:
     os._exit(1)
 
 
-def _die_with_parent() -> None:
+def _die_with(launcher: int) -> None:
     """Ask Linux to kill this process when the launcher dies, however it dies."""
-    parent = os.getppid()
     with contextlib.suppress(OSError, AttributeError):  # not Linux: the store's end tells it
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if parent == 1 or os.getppid() != parent:
+    if os.getppid() != launcher:  # it died before
         os._exit(1)
 
 

@@ -44,6 +44,9 @@ _BARE_PATH = re.compile(r"(\S+|/.*)\.(jpe?g|png|webp|bmp|gif)", re.IGNORECASE)
 
 _QWEN_PAD = "<|image_pad|>"
 
+_NO_PICTURES = ("videos", "video", "audios", "audio")
+"""Keys of records that ask about something else than pictures; without it their questions make no sense."""
+
 
 def read_record(record: Any, row: int, folder: Path) -> tuple[str, tuple[bytes | Path, ...], tuple[Turn, ...]]:
     """Return id, images and turns of a record; relative paths are taken from `folder`.
@@ -55,6 +58,8 @@ def read_record(record: Any, row: int, folder: Path) -> tuple[str, tuple[bytes |
     """
     if not isinstance(record, dict):
         raise _malformed(f"A record must be a JSON object; came {_shown(record)}.")
+    if other := [key for key in _NO_PICTURES if record.get(key)]:
+        raise _malformed(f"The record holds `{other[0]}`, which is not read; only pictures are.")
     beside = _named_images(record)
     named = iter(beside)
     references: list[str] = []

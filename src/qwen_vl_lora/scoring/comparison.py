@@ -73,7 +73,8 @@ def compare_captions(
 ) -> pd.DataFrame:
     """Captions before and after for held-out conversations.
 
-    The base side is the tuned model with its adapter switched off: one model in memory.
+    One model in memory: the base writes first, before the adapter is put on it. Switched off afterwards, an adapter
+    may leave something behind: trained biases, or weights that `init_lora_weights: pissa` took out of the base.
 
     Args:
         workspace: where several processes meet; needed with `launcher` alone.
@@ -98,11 +99,10 @@ def compare_captions(
     prompts = [encoder.encode_prompt(question.conversation) for question in questions]
     settings = replace(settings, dtype=usable_dtype(settings.dtype, device))
     pictures = _pictures(questions, base_model, images, store, settings, processor, sizer)
-    model = adapter.attach(base_model.load_model(settings.dtype, device, quantization=settings.quantization))
-
-    tuned = write_captions(model, processor, prompts, pictures, settings.generation, "tuned captions")
-    with model.disable_adapter():
-        base = write_captions(model, processor, prompts, pictures, settings.generation, "base captions")
+    model = base_model.load_model(settings.dtype, device, quantization=settings.quantization)
+    base = write_captions(model, processor, prompts, pictures, settings.generation, "base captions")
+    tuned_model = adapter.attach(model)
+    tuned = write_captions(tuned_model, processor, prompts, pictures, settings.generation, "tuned captions")
     return _table(questions, images, base, tuned)
 
 

@@ -81,6 +81,7 @@ def _fits(model: Any, forward: ForwardPass) -> bool:
     if model.device.type == "cpu":
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return _saved_bytes(model, forward) <= _CPU_SHARE * _free_bytes(model.device) / ranks_here
+    torch.cuda.reset_peak_memory_stats()  # loading held the vision tower too
     try:
         _run(model, forward)
         return (

@@ -2,6 +2,7 @@
 
 `<workspace>/training/<fingerprint>/inputs.json` says what the job is: its parts and their hashes.
 `<workspace>/training/<fingerprint>/checkpoint-<step>/` holds adapter, optimizer, scheduler, RNG, state, files.json.
+`<workspace>/training/<fingerprint>/parent.txt` names the adapter that `init_adapter` chose.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _INPUTS = "inputs.json"
 _STATE = "trainer_state.json"
 INCOMING = ".incoming"
 LOCK_FILE = ".lock"
+PARENT_FILE = "parent.txt"
 
 
 @dataclass
@@ -41,12 +43,14 @@ class TrainingJob:
 
     Attributes:
         inputs: name → hash or value of everything that decides the result.
+        parent: place of the adapter that it goes on from, which must stay as long as the job may be gone on with.
         root: folder of all jobs of the recipe.
         folder: this job's own, final after `open`.
     """
 
     inputs: Mapping[str, Any]
     root: Path
+    parent: str | None = None
     folder: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +65,8 @@ class TrainingJob:
         for path in [*leftovers(self.folder), self.folder / INCOMING]:
             shutil.rmtree(path, ignore_errors=True)
         write_whole(self.folder / _INPUTS, json.dumps(dict(self.inputs), indent=2, sort_keys=True))
+        if self.parent is not None:
+            write_whole(self.folder / PARENT_FILE, self.parent)
 
     def close(self) -> None:
         """Forget the checkpoints when the run that trains has finished: a finished run never resumes.
@@ -168,7 +174,19 @@ def _named_checkpoint(job: TrainingJob, path: Path) -> Path:
     fault = _fault(path) or _fault_of_best(path)
     if fault is not None:
         raise TrainingError(f"resume names {path}, which is damaged: {fault}. Name another one, or use auto.")
+    _bring_best(path, job.folder)
     return path
+
+
+def _bring_best(checkpoint: Path, folder: Path) -> None:
+    """Copy the best step of a training that began in another folder: that is what may be published."""
+    best = _best_of(checkpoint)
+    if best is None or best.parent.resolve() == folder.resolve() or (folder / best.name).is_dir():
+        return
+    incoming = folder / INCOMING / best.name
+    shutil.copytree(best, incoming)
+    sync_tree(incoming)
+    replace(incoming, folder / best.name)
 
 
 def publish(written: Path, root: Path) -> Path:
@@ -209,9 +227,15 @@ def _fault(folder: Path) -> str | None:
 
 def _fault_of_best(folder: Path) -> str | None:
     """A run that publishes its best step needs that checkpoint too."""
-    state = folder / _STATE
-    best = json.loads(state.read_text(encoding="utf-8")).get("best_model_checkpoint") if state.is_file() else None
-    if best is None or Path(best).name == folder.name:
+    best = _best_of(folder)
+    if best is None or best.name == folder.name:
         return None
-    fault = _fault(folder.parent / Path(best).name)
-    return None if fault is None else f"its best step {Path(best).name}: {fault}"
+    fault = _fault(best)
+    return None if fault is None else f"its best step {best.name}: {fault}"
+
+
+def _best_of(checkpoint: Path) -> Path | None:
+    """The best checkpoint that a checkpoint's state names, beside it."""
+    state = checkpoint / _STATE
+    best = json.loads(state.read_text(encoding="utf-8")).get("best_model_checkpoint") if state.is_file() else None
+    return None if best is None else checkpoint.parent / Path(best).name

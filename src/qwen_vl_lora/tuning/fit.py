@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.metadata
 import json
 import logging
@@ -17,8 +19,9 @@ import pandas as pd
 import torch
 from transformers import EarlyStoppingCallback, TrainingArguments
 
-from qwen_vl_lora.exceptions import DataFormatError, TrainingError
+from qwen_vl_lora.exceptions import DataFormatError, DeviceError, TrainingError
 from qwen_vl_lora.features.inputs import choose_pictures
+from qwen_vl_lora.features.key import FeatureKey
 from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.modeling.base_model import BaseModel, digest
 from qwen_vl_lora.modeling.chat import ChatEncoder, EncodedConversation, part_by_length
@@ -108,12 +111,18 @@ def fit_adapter(
 
     device = choose_device(settings.device)
     settings = replace(settings, training_args=usable_precision(settings.training_args, device))
+    if settings.training_args.fp16 and settings.lora.bias != "none":
+        raise DeviceError(
+            f"lora.bias is `{settings.lora.bias}`, but this GPU has no bfloat16, and biases cannot be trained in "
+            "float16. Set lora.bias: none, or training_args.bf16: false to train in float32."
+        )
     parent = find_parent(settings.init_adapter, workspace)
     if parent is not None:
         parent.check_continues(base_model, settings.lora, settings.vision)
     ranks = 1 if launcher is None else count_ranks(launcher, device)
     threads = torch.get_num_threads() if launcher is None else threads_of_a_rank(launcher, device)
-    job = TrainingJob(job_inputs(base_model, data, settings, parent, ranks, threads), workspace / "training")
+    inputs = job_inputs(base_model, data, settings, parent, ranks, threads)
+    job = TrainingJob(inputs, workspace / "training", parent.place if parent else None)
     job.open()
     checkpoint = find_checkpoint(job, settings.resume)
     if launcher is None or ranks == 1:
@@ -122,7 +131,15 @@ def fit_adapter(
         work = (base_model, data, settings, parent, job.folder, checkpoint, on_log)
         fitted = train_on_ranks(*work, launcher, workspace)
     job.close()
+    _give_memory_back()
     return fitted
+
+
+def _give_memory_back() -> None:
+    """Trainer and its callbacks refer to each other, and would hold the model while the next one loads."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def train(
@@ -212,16 +229,31 @@ def job_inputs(
         "training_args": settings.training_args.model_dump(),
         "vision": settings.vision,
         "rows": settings.rows,
-        "device": settings.device,
+        "device": choose_device(settings.device).type,
         "attention": settings.attention,
         "quantization": settings.quantization,
+        "image_features": _feature_key(base_model, settings),
         "init_adapter": parent.sha256 if parent else None,
         "ranks": ranks,
         "threads": threads,
-        "packages": {
-            name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")
-        },
+        "packages": _packages(settings),
     }
+
+
+def _feature_key(base_model: BaseModel, settings: TrainingSettings) -> str | None:
+    """Of the stored features that are trained on: it covers the libraries that make them."""
+    if settings.vision == "adapted":
+        return None
+    return FeatureKey.of(base_model, settings.image, settings.training_args.dtype).digest
+
+
+def _packages(settings: TrainingSettings) -> dict[str, str]:
+    quantizing = () if settings.quantization is None else ("bitsandbytes",)
+    found = {}
+    for name in ("torch", "transformers", "peft", "accelerate", *quantizing):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # whoever loads the base says it better
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _encode(
@@ -352,6 +384,7 @@ def build_trainer(
             "save_on_each_node": False,  # all machines share the workspace
         }
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # transformers would spread a single process over all GPUs it sees
     patience = settings.training_args.early_stopping_patience
     return CaptionTrainer(
         model,

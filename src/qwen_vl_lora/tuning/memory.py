@@ -14,7 +14,8 @@ vocabulary, `s` scored tokens, `k` positions whose logits are kept.
               shared or padded); gate, its activation and up
               LoRA's inputs with dropout: b x (inputs of each adapted module); without it they are shared (float32) or
               cast once for each (half precision). Masks: 1 byte for each input on a GPU, 4 on a CPU
-    head    = b k V + s V (8, or 10 in half precision)
+    head    = V (4 k + 8 s), and in half precision at least 6 k V
+              logits leave a half-precision model in float32 (autocast), and their gradient comes back in it
 
     without checkpointing:  forward  = layers x layer + b h t + head + half-precision copies of LoRA's weights (2 n)
                             backward = 4 n + b (i + h) t + layer
@@ -144,7 +145,8 @@ class MemoryModel:
     def _forward(self, shape: PassShape) -> int:
         size = BYTES_OF_DTYPE[self.dtype]
         inputs = size * self.geometry.hidden * shape.tokens
-        head = self.geometry.vocabulary * (size * shape.kept + (10 if size == 2 else 8) * shape.scored)
+        logits = 4 * shape.kept + 8 * shape.scored
+        head = self.geometry.vocabulary * (max(6 * shape.kept, logits) if size == 2 else logits)
         copies = 2 * self.lora_parameters if size == 2 else 0
         if self.checkpointing:
             return self._layer(shape) + self.geometry.layers * inputs + head + copies
