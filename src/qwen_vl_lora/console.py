@@ -39,6 +39,13 @@ def expected_error(error: BaseException | None) -> QwenVLLoraError | None:
     return None
 
 
+def project_folder() -> Path:
+    """The project that the current folder lies in: commands may be called from its subfolders."""
+    from kedro.utils import find_kedro_project
+
+    return find_kedro_project(Path.cwd()) or Path.cwd()
+
+
 def show_messages_for_expected_errors() -> None:
     """Print expected errors without their traceback, also when the output itself cannot be written."""
     if getattr(sys.excepthook, "shows_messages", False):

@@ -16,9 +16,10 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from qwen_vl_lora.console import expected_error
+from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.lineage.replay import check_foreign_configuration
 from qwen_vl_lora.lineage.run import RunInterruptedError, current_run
-from qwen_vl_lora.parameters import validate_parameters
+from qwen_vl_lora.parameters import nearest, validate_parameters
 from qwen_vl_lora.pipelines.described import sentence_of
 from qwen_vl_lora.preflight import check_run
 from qwen_vl_lora.recording import RunRecorder, shared_settings
@@ -33,10 +34,16 @@ class ProjectHooks:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
+        _check_environment(context)
         validate_parameters(dict(context.config_loader["parameters"]))
 
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        if run_params.get("only_missing_outputs"):
+            raise ParameterError(
+                "--only-missing-outputs is not supported: every version is kept, so old outputs would be taken "
+                "for new ones. Name what is to run: --pipeline, --from-nodes."
+            )
         check_run(pipeline, catalog)
 
     @hook_impl
@@ -146,6 +153,17 @@ class TrackingHooks:
     @hook_impl(tryfirst=True)
     def after_pipeline_run(self) -> None:
         end_tracking("success")
+
+
+def _check_environment(context: KedroContext) -> None:
+    source = Path(context.config_loader.conf_source)
+    if context.env is None or not source.is_dir() or (source / context.env).is_dir():
+        return
+    there = sorted(path.name for path in source.iterdir() if path.is_dir())
+    raise ParameterError(
+        f"--env names {context.env!r}, but {source} holds no such environment{nearest(context.env, set(there))}. "
+        f"There are: {', '.join(there)}."
+    )
 
 
 def _outline() -> dict[str, Any]:

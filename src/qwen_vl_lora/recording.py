@@ -21,8 +21,10 @@ from qwen_vl_lora.datasets.artifacts import AtomicVersionedDataset
 from qwen_vl_lora.datasets.base_model import BaseModelDataset
 from qwen_vl_lora.datasets.image_features import ImageFeaturesDataset
 from qwen_vl_lora.datasets.workspace import WorkspaceDataset
+from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.features.store import StagedShards
 from qwen_vl_lora.lineage.artifacts import describe_artifact, digest, relative
+from qwen_vl_lora.lineage.comparison import differing_settings
 from qwen_vl_lora.lineage.consistency import choose_versions
 from qwen_vl_lora.lineage.masking import mask_text, mask_tree
 from qwen_vl_lora.lineage.records import Outcome, Record, RecordWriter, read_records, runs_folder
@@ -42,6 +44,7 @@ class RunRecorder:
 
     Raises:
         MissingArtifactError: if the stored versions that the pipeline needs do not belong together.
+        ParameterError: if the stored conversations ask otherwise than the adapter is to be asked.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class RunRecorder:
         runs = runs_folder(self._root, self._shared["recipe"])
         records = read_records(runs)
         self._free_versions = pin_free_inputs(pipeline, catalog, records)
+        check_prompt(catalog, self._free_versions, records, self._parameters)
         self._run: Run = begin_run(run_params["run_id"])
         self._writer = RecordWriter(runs / self._run.id, self._run)
         self._notes = threading.RLock()
@@ -227,6 +231,36 @@ def pin_free_inputs(pipeline: Pipeline, catalog: CatalogProtocol, records: Seque
     for name, version in chosen.items():
         datasets[name].pin(version)
     return {name: {**named, **chosen}[name] for name in datasets}
+
+
+def check_prompt(
+    catalog: CatalogProtocol,
+    free_versions: Mapping[str, str],
+    records: Sequence[Record],
+    parameters: Mapping[str, Any],
+) -> None:
+    """Whether stored conversations ask what training will record, or what the adapter was trained to be asked.
+
+    Their questions were written by data_engineering; a prompt that was changed since would be recorded, and not used.
+
+    Raises:
+        ParameterError: naming what differs.
+    """
+    if "train_conversations" in free_versions:
+        read, whose, wanted = "train_conversations", "configured is", parameters["prompt"]
+    elif {"test_conversations", "adapter"} <= free_versions.keys():
+        read, whose, wanted = "test_conversations", "the adapter has", catalog["adapter"].load().record.get("prompt")
+    else:
+        return
+    for record in records:
+        written = record.facts.get("parameters", {}).get("prompt")
+        if record.complete_versions().get(read) != free_versions[read] or not (written and wanted):
+            continue
+        if differences := differing_settings({"prompt": dict(written)}, {"prompt": dict(wanted)}):
+            raise ParameterError(
+                f"{read} of run {record.id} were written with another prompt than {whose}: {'; '.join(differences)}. "
+                "Run data_engineering with the prompt that is wanted, or set `prompt` to that of the data."
+            )
 
 
 def shared_settings(context: KedroContext, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,3 +77,14 @@ def test_a_broken_record_is_left_out_and_named(runs, tmp_path, caplog):
 
 def test_without_runs_it_says_how_to_make_one(runs):
     assert "No run is recorded yet" in runs.call()
+
+
+def test_brackets_in_a_message_are_text_and_subfolders_belong_to_the_project(runs, tmp_path, monkeypatch):
+    runs.add("r1", r=4, outcome="failed")
+    file = runs_folder(tmp_path, "tiny") / "r1" / "record.json"
+    facts = json.loads(file.read_text()) | {"message": "add image.allowed_roots: [/nas/p]"}
+    file.write_text(json.dumps(facts))
+    (tmp_path / "pyproject.toml").write_text("[tool.kedro]")
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert "[/nas/p]" in runs.call("r1")

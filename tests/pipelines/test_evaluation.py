@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from qwen_vl_lora.exceptions import AdapterError
+from qwen_vl_lora.exceptions import AdapterError, ParameterError
 
 
 def test_evaluation_leaves_predictions_metrics_and_one_self_contained_page(run, newest):
@@ -31,6 +31,22 @@ def test_an_adapter_of_another_prompt_is_refused(run):
     run("training")
     with pytest.raises(AdapterError, match="prompt: trained with .*Describe this picture.*configured .*What"):
         run("evaluation", prompt={"user": "What is this?"})
+
+
+def test_conversations_that_ask_otherwise_than_is_configured_are_not_trained_on(run):
+    run("data_engineering")
+    with pytest.raises(ParameterError, match=r"written with another prompt than configured is: prompt.user: Describe"):
+        run("training", prompt={"user": "What is this?"})
+    with pytest.raises(ParameterError, match="train_conversations of run"):
+        run("training", "evaluation", prompt={"system": "Be brief."})
+
+
+def test_an_adapter_is_not_evaluated_on_conversations_that_ask_otherwise(run):
+    run("data_engineering")
+    run("training")
+    run("data_engineering", prompt={"user": "What is this?"})
+    with pytest.raises(ParameterError, match=r"than the adapter has: prompt.user: What is this\? → Describe"):
+        run("evaluation", scoring={"settings_from": "adapter"})
 
 
 def test_an_adapter_of_another_base_is_refused(run):

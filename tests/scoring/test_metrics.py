@@ -232,3 +232,16 @@ def test_a_missing_caption_is_named_with_the_remedy(make_predictions: Make, scor
 def test_references_without_a_word_are_an_error(make_predictions: Make, scoring: ScoringParameters) -> None:
     with pytest.raises(DataFormatError, match="No reference in predictions holds a token"):
         score_predictions(make_predictions([(["..."], "a", "a")]), scoring)
+
+
+def test_questions_about_one_picture_are_one_observation(make_predictions: Make) -> None:
+    rows: list[Row] = [(["a red dog"], "a cat", "a red dog"), (["a blue car"], "a cat", "a car")] * 10
+    apart = make_predictions(rows)
+    together = apart.assign(image_path=[f"images/{number // 4}.png" for number in range(len(rows))])
+    often = PARAMETERS.model_copy(update={"bootstrap_samples": 400})
+    metrics = [score_predictions(table, often)[0] for table in (apart, together)]
+    assert [found["num_images"] for found in metrics] == [20, 5]
+    assert metrics[0]["tuned"] == metrics[1]["tuned"]
+    widths = [low_high[1] - low_high[0] for found in metrics for low_high in [found["confidence"]["tuned"]["CIDEr"]]]
+    assert widths[0] > 0.1
+    assert widths[1] == pytest.approx(0, abs=1e-9)  # the four captions of each picture are the same four

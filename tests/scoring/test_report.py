@@ -195,3 +195,15 @@ def test_the_script_runs_in_a_browser_and_hostile_text_does_not(make_run: MakeRu
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert "4 of 4 shown" in dom
     assert "<title>CIDEr" in dom
+
+
+def test_pictures_of_two_recipes_are_the_same_pictures(make_run: MakeRun) -> None:
+    one, other = make_run(), make_run()
+    other.predictions["image_path"] = "elsewhere/" + other.predictions["image_path"].str.rpartition("/")[2]
+    page = Page(render_report([one, other], open_image))
+    assert "different images" not in page.text
+
+
+def test_cider_of_a_single_caption_is_explained(make_run: MakeRun) -> None:
+    assert "of a single one it is always 0" in Page(render_report([make_run(ROWS[:1])], open_image)).text
+    assert "always 0" not in Page(render_report([make_run()], open_image)).text

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from qwen_vl_lora.console import project_folder
 from qwen_vl_lora.exceptions import MissingArtifactError
 from qwen_vl_lora.lineage.pruning import runs_under_way
 
@@ -40,6 +41,7 @@ def show() -> None:
 @click.option("--yes", is_flag=True, help="Remove; without it only what would be removed is shown.")
 def prune(keys: tuple[str, ...], yes: bool) -> None:
     """Remove the stored features of KEYS, or of all keys."""
+    project = project_folder()
     folders = _key_folders()
     unknown = sorted(set(keys) - {folder.name for folder in folders})
     if unknown:
@@ -48,12 +50,12 @@ def prune(keys: tuple[str, ...], yes: bool) -> None:
     for folder in folders:
         if keys and folder.name not in keys:
             continue
-        recipe = folder.parents[1].name
-        busy = runs_under_way(Path.cwd(), recipe)
+        recipe, shown = folder.parents[1].name, folder.relative_to(project)
+        busy = runs_under_way(project, recipe)
         if busy:
-            click.echo(f"{folder} stays: run {busy[0]} of {recipe} is under way. Call again when it has ended.")
+            click.echo(f"{shown} stays: run {busy[0]} of {recipe} is under way. Call again when it has ended.")
             continue
-        click.echo(f"{'removed' if yes else 'would remove'} {folder}")
+        click.echo(f"{'removed' if yes else 'would remove'} {shown}")
         if yes:
             shutil.rmtree(folder)
     if not yes:
@@ -61,7 +63,8 @@ def prune(keys: tuple[str, ...], yes: bool) -> None:
 
 
 def _key_folders() -> list[Path]:
-    return sorted(path.parent for path in Path("data/04_feature").glob("*/image_features/*/key.json"))
+    found = (project_folder() / "data/04_feature").glob("*/image_features/*/key.json")
+    return sorted(path.parent for path in found)
 
 
 def _count(folder: Path) -> int:

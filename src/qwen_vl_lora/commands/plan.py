@@ -71,7 +71,7 @@ def plan(
         return
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False)
     console.print(_facts_table(made), _memory_table(made))
     for line in _remarks(made):
         console.print(f"• {line}", highlight=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from qwen_vl_lora.console import project_folder
 from qwen_vl_lora.lineage.pruning import plan_removals, recipes, runs_under_way
 from qwen_vl_lora.lineage.records import find_record
 
@@ -20,7 +21,7 @@ def prune(recipe: str | None, keep: int, keep_run: tuple[str, ...], yes: bool) -
 
     Kept adapters keep everything that their records name. Run records always stay.
     """
-    project = Path.cwd()
+    project = project_folder()
     kept_runs = [find_record(project, run).id for run in keep_run]
     for name in [recipe] if recipe else recipes(project):
         if _is_busy(project, name):

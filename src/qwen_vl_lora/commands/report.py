@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qwen_vl_lora.console import project_folder
 from qwen_vl_lora.exceptions import MissingArtifactError
 from qwen_vl_lora.lineage.listing import differing_keys, setting
 from qwen_vl_lora.lineage.records import Record, find_record
@@ -42,7 +43,8 @@ def report(runs: tuple[str, ...], output: Path) -> None:
     from qwen_vl_lora.lineage.storage import write_whole
     from qwen_vl_lora.scoring.report import render_report
 
-    project = Path.cwd()
+    project = project_folder()
+    output = project / output if output == DEFAULT_PAGE else output
     records = list({record.folder: record for record in (find_record(project, run) for run in runs)}.values())
     versions = [evaluated_versions(record) for record in records]
     catalogs = [_catalog(record, chosen) for record, chosen in zip(records, versions, strict=True)]
@@ -88,7 +90,7 @@ def _load(catalog: Any, record: Record, keys: Sequence[str]) -> ReportRun:
     from qwen_vl_lora.scoring.report import ReportRun
 
     predictions, metrics, scores = (catalog[name].load() for name in _SCORED)
-    facts = facts_of(catalog["adapter"].load(), len(predictions))
+    facts = facts_of(catalog["adapter"].load(), metrics["num_images"])
     differences = {key: setting(record, key) for key in keys}
     facts = replace(facts, name=f"{record.recipe} {record.id}", differences=differences)
     return ReportRun(facts, predictions, scores, metrics)

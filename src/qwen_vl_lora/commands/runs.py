@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from qwen_vl_lora.console import project_folder
 from qwen_vl_lora.lineage.listing import differing_keys, metrics_of, setting
 from qwen_vl_lora.lineage.pruning import recipes
 from qwen_vl_lora.lineage.records import Record, find_record, read_records, runs_folder
@@ -21,8 +21,8 @@ _MOST_SETTINGS = 6
 @click.option("--recipe", help="Only the runs of this recipe.")
 def runs(ids: tuple[str, ...], recipe: str | None) -> None:
     """List all runs, or compare those that are named (an id, a run's folder, or `latest`) in one table."""
-    project = Path.cwd()
-    console = Console(width=None if Console().is_terminal else 200)
+    project = project_folder()
+    console = Console(width=None if Console().is_terminal else 200, markup=False)
     if ids:
         console.print(_compared([find_record(project, run) for run in ids]))
         return

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from qwen_vl_lora.console import project_folder
 from qwen_vl_lora.exceptions import MissingArtifactError
 from qwen_vl_lora.lineage.comparison import Differences, compare_runs, compare_with_disk, differing_settings
 from qwen_vl_lora.lineage.masking import mask_tree
@@ -26,7 +27,7 @@ def verify(context: click.Context, run: str, other: str | None) -> None:
     A run is named by its id, its folder, or `latest`. Ends with code 1 if an artifact or parameter differs.
     Other versions, threads or machines are shown, but are no difference by themselves.
     """
-    project = Path.cwd()
+    project = project_folder()
     record = find_record(project, run)
     if other is not None:
         second = find_record(project, other)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import webbrowser
-from pathlib import Path
 from typing import Any
 
 import click
 
+from qwen_vl_lora.console import project_folder
 from qwen_vl_lora.exceptions import MissingArtifactError
 
 HOST = "127.0.0.1"
@@ -36,7 +36,7 @@ def viz(port: int, env: str | None, lite: bool, browser: bool) -> None:
         raise MissingArtifactError("Kedro-Viz is not installed: pip install -r requirements.txt.") from error
     from kedro.framework.project import PACKAGE_NAME
 
-    project = Path.cwd()
+    project = project_folder()
     load_and_populate_data(project, env=env, package_name=PACKAGE_NAME, is_lite=lite)
     app = apps.create_api_app_from_project(project)
     app.middleware("http")(_keep_to_this_machine)

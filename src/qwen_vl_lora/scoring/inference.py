@@ -75,8 +75,8 @@ class Captioner:
 
     def _ask(self, entry: ImageEntry) -> Conversation:
         prompt = self.settings.prompt
-        asked: Message = ("user", (ImagePart(entry.path), TextPart(prompt.user)))
-        system: list[Message] = [("system", (TextPart(prompt.system),))] if prompt.system is not None else []
+        asked: Message = ("user", (ImagePart(entry.path), TextPart(prompt.user.strip())))  # as conversations are read
+        system: list[Message] = [("system", (TextPart(prompt.system.strip()),))] if prompt.system is not None else []
         return Conversation(entry.sha256, (*system, asked))
 
     @property

@@ -65,12 +65,13 @@ def score_predictions(table: pd.DataFrame, parameters: ScoringParameters) -> tup
             "Check the captions of the source, or set scoring.tokenizer."
         )
     scores = {side: _score_side(_captions(predictions, side, tokenize), references) for side in SIDES}
+    pictures = [item.image_path or item.image_id for item in predictions]
     metrics = {
-        "num_images": len(predictions),
+        "num_images": len(set(pictures)),
         "tokenizer": name,
         **_corpus_metrics(scores),
         "exact_match": {side: float(scores[side].exact.mean()) for side in SIDES},
-        "confidence": _confidence(scores, parameters),
+        "confidence": _confidence(scores, pictures, parameters),
     }
     return metrics, _caption_scores(table, scores)
 
@@ -120,8 +121,8 @@ def corpus_bleu(sums: Floats) -> Floats:
 
 
 def _side_metrics(scores: SideScores, weights: Floats) -> Floats:
-    """METRICS of resampled corpora: weights (resamples, images) sum to the number of images in each row."""
-    means = weights @ np.stack([scores.rouge_l, scores.cider], axis=1) / weights.shape[1]
+    """METRICS of resampled corpora: weights (resamples, captions) say how often each caption is drawn."""
+    means = weights @ np.stack([scores.rouge_l, scores.cider], axis=1) / weights.sum(axis=1, keepdims=True)
     return np.concatenate([corpus_bleu(weights @ scores.bleu_counts), means], axis=1)
 
 
@@ -135,20 +136,25 @@ def _corpus_metrics(scores: Mapping[str, SideScores]) -> dict[str, dict[str, flo
     return {"base": _named(base), "tuned": _named(tuned), "delta": _named(tuned - base)}
 
 
-def _confidence(scores: Mapping[str, SideScores], parameters: ScoringParameters) -> dict[str, Any]:
+def _confidence(
+    scores: Mapping[str, SideScores], pictures: Sequence[str], parameters: ScoringParameters
+) -> dict[str, Any]:
     """Percentile bootstrap over images. Base and tuned share each resample, so the delta's interval is paired.
+
+    Captions of one image are drawn together: they are no independent observations.
 
     CIDEr keeps the document frequencies of the whole test set: resampling them too would count a
     repeated image's words as common.
     """
-    images = len(scores["base"].cider)
+    _, picture_of = np.unique(pictures, return_inverse=True)
+    images = int(picture_of.max()) + 1
     rng = np.random.default_rng(parameters.seed)
-    rows = max(1, _RESAMPLED_CELLS // images)
+    rows = max(1, _RESAMPLED_CELLS // len(pictures))
     base: list[Floats] = []
     tuned: list[Floats] = []
     for start in range(0, parameters.bootstrap_samples, rows):
         size = min(rows, parameters.bootstrap_samples - start)
-        weights = rng.multinomial(images, np.full(images, 1 / images), size=size).astype(float)
+        weights = rng.multinomial(images, np.full(images, 1 / images), size=size).astype(float)[:, picture_of]
         base.append(_side_metrics(scores["base"], weights))
         tuned.append(_side_metrics(scores["tuned"], weights))
     sampled = {"base": np.concatenate(base), "tuned": np.concatenate(tuned)}

@@ -139,12 +139,14 @@ def _headline(run: ReportRun) -> str:
 def _warnings(runs: Sequence[ReportRun]) -> list[str]:
     warnings = []
     few = min(run.metrics["num_images"] for run in runs)
+    if any(len(run.predictions) == 1 for run in runs):
+        warnings.append("CIDEr weighs words by how many captions lack them: of a single one it is always 0.")
     if few < FEW_IMAGES:
         warnings.append(
             f"Metrics on {few} image{'' if few == 1 else 's'} mean little. "
             f"Hold out at least {FEW_IMAGES} (split.test_images) to compare numbers; read the captions instead."
         )
-    if len({tuple(sorted(run.predictions["image_path"].astype(str))) for run in runs}) > 1:
+    if len({tuple(sorted(map(_picture, run.predictions["image_path"].astype(str)))) for run in runs}) > 1:
         warnings.append("These runs were scored on different images: compare captions, not metrics.")
     if len({run.metrics["tokenizer"] for run in runs}) > 1:
         warnings.append("These runs were scored with different tokenizers: their metrics cannot be compared.")
@@ -177,7 +179,12 @@ def _rows(run: ReportRun) -> list[tuple[Prediction, Mapping[str, Any]]]:
 
 def _question(item: Prediction) -> tuple[str, str, tuple[str, ...]]:
     """What makes rows of two runs comparable: one picture may be asked about twice."""
-    return item.image_path, item.prompt, item.references
+    return _picture(item.image_path), item.prompt, item.references
+
+
+def _picture(path: str) -> str:
+    """Its file's name, which is its content: each recipe keeps its pictures in a folder of its own."""
+    return path.rpartition("/")[2]
 
 
 def _card(item: Prediction, scores: Mapping[str, Any], answers: list[Answer], thumbnail: str | None) -> Card:

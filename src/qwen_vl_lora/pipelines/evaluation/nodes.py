@@ -71,6 +71,6 @@ def build_report(
     def open_image(path: str) -> Any:
         return images.open(images.by_path(path).sha256)
 
-    run = ReportRun(facts_of(adapter, len(predictions)), predictions, caption_scores, caption_metrics)
+    run = ReportRun(facts_of(adapter, caption_metrics["num_images"]), predictions, caption_scores, caption_metrics)
     page = render_report([run], open_image)
     return page, draw_comparison_sheet(predictions, caption_scores, open_image), plot_metrics(caption_metrics)
