@@ -225,6 +225,14 @@ def check_images(workload: Workload, runs: dict[str, list[Record]]) -> Record:
     return {"images_per_second": rates, "failures": failures}
 
 
+def without_paths(runs: Mapping[str, Sequence[Record]]) -> dict[str, list[Record]]:
+    """Runs as results keep them: where their adapters lay says nothing any more."""
+    return {
+        side: [{name: value for name, value in run.items() if name != "adapter"} for run in made]
+        for side, made in runs.items()
+    }
+
+
 def summarize(workload: Workload, runs: dict[str, list[Record]], checks: Record) -> Record:
     """Medians, figures against their targets, checks, and every single run."""
     seconds = {side: median(run["seconds"] for run in runs[side]) for side in SIDES}
@@ -249,7 +257,7 @@ def summarize(workload: Workload, runs: dict[str, list[Record]], checks: Record)
         "target": {"ratio": workload.max_ratio if slower else workload.min_ratio, "peak_share": workload.max_memory},
         "reached": all(reached),
         "checks": checks,
-        "runs": runs,
+        "runs": without_paths(runs),
     }
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.bench import RESULTS, results_name
 from benchmarks.jobs import Job, read_json, write_json
 from benchmarks.machine import current_commit, describe_machine
-from benchmarks.measuring import PROJECT, Bench, Record, report, run_job
+from benchmarks.measuring import PROJECT, Bench, Record, report, run_job, without_paths
 from benchmarks.workloads import Workload, choose
 from qwen_vl_lora.modeling.fingerprints import stored_tensors
 
@@ -91,7 +91,7 @@ def measure(bench: Bench, workload: Workload, pythons: dict[str, Path], repeats:
         "failures": {name: failures(runs[name][0], reference, job) for name in runs if name != "project"},
         "fastest_peer": fastest,
         "ratio": None if fastest is None else round(medians[fastest] / medians["project"], 3),
-        "runs": runs,
+        "runs": without_paths(runs),
     }
 
 
@@ -190,7 +190,7 @@ def render_table(results: Record) -> str:
         f"|---|{'---:|' * len(names)}---|---:|",
     ]
     for key, entry in results["workloads"].items():
-        seconds = " | ".join(f"{entry['seconds'][name]:.1f}" for name in names)
+        seconds = " | ".join(f"{entry['seconds'][name]:.1f}" if name in entry["seconds"] else "–" for name in names)
         ratio = "–" if entry["ratio"] is None else f"{entry['ratio']:.2f}×"
         lines.append(f"| {key} | {seconds} | {entry['fastest_peer'] or '–'} | {ratio} |")
     lines.append("")
