@@ -12,6 +12,7 @@ import pytest
 from hub.picture_server import PictureServer, fetcher
 from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.hub.addresses import address_of_path, path_of_address, replace_addresses
+from qwen_vl_lora.preflight import check_files
 from qwen_vl_lora.samples.collection import Collected, collect
 from qwen_vl_lora.samples.conversations import build_conversations
 from qwen_vl_lora.samples.sources import CaptionsFile
@@ -162,6 +163,19 @@ def test_each_way_of_failing_is_its_rows_reason_and_the_others_go_on(server, tmp
     found = list(zip(collected.rejected_samples["row"], collected.rejected_samples["reason"], strict=True))
     assert found == [(2, "not_an_image"), (3, "missing_image"), (5, "url_not_allowed")]
     assert all("https://" in detail and "/url:/" not in detail for detail in collected.rejected_samples["detail"])
+
+
+def test_a_row_whose_address_is_in_any_script_or_in_latin_1_is_good_or_bad_alone(server, tmp_path):
+    server.answers["/%E5%9B%BE%E7%89%87/0.jpg"] = lambda request: request.give(jpeg(0))
+    lines = [
+        f"{server.url(path)},Caption.".encode(coding)
+        for path, coding in (("/图片/0.jpg", "utf-8"), ("/é.jpg", "latin-1"))
+    ]
+    file = write(tmp_path / "c.csv", b"\n".join([b"image_path,caption", *lines]))
+    check_files(CaptionsFile(file).with_addresses(), captions_parameters(), quarantine_parameters(0.5))
+    collected = run(file, tmp_path, fetcher(server).fetch, allow_urls=True)
+    assert len(collected.samples) == 1
+    assert list(collected.rejected_samples["reason"]) == ["bad_encoding"]
 
 
 def test_a_picture_above_the_limit_is_rejected(server, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import ssl
 import time
 
@@ -214,3 +215,46 @@ def hub_like():
     with HubServer() as server:
         server.storage["a.jpg"] = PICTURE
         yield server.endpoint, PICTURE
+
+
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [
+        ("/图片/1.jpg?大小=原", "/%E5%9B%BE%E7%89%87/1.jpg?%E5%A4%A7%E5%B0%8F=%E5%8E%9F"),
+        ("/a b.jpg?x=%20+[1]|é", "/a%20b.jpg?x=%20+[1]|%C3%A9"),
+    ],
+)
+def test_an_address_in_any_script_is_fetched(server, written, asked):
+    server.answers[asked] = lambda request: request.give(PICTURE)
+    assert fetcher(server).fetch(server.url(written)) == PICTURE
+
+
+def test_an_address_that_is_no_text_is_a_failure_of_its_own(server):
+    kind, detail = refusal(fetcher(server), server.url("/\udce9.jpg"))
+    assert (kind, "is no address" in detail) == ("failed", True)
+
+
+@pytest.mark.parametrize(
+    ("to", "asked"), [("/图.jpg".encode().decode("latin-1"), "/%E5%9B%BE.jpg"), ("/caf\xe9 1.jpg", "/caf%E9%201.jpg")]
+)
+def test_a_redirect_is_followed_by_the_bytes_it_was_given_in(server, to, asked):
+    server.answers |= {"/old.jpg": redirect(to), asked: lambda request: request.give(PICTURE)}
+    assert fetcher(server).fetch(server.url("/old.jpg")) == PICTURE
+
+
+def test_a_redirect_to_no_address_is_a_failure_and_asked_for_once(server):
+    server.answers["/old.jpg"] = redirect("https://[x")
+    kind, detail = refusal(fetcher(server), server.url("/old.jpg"))
+    assert (kind, "is no address" in detail) == ("failed", True)
+    assert len(server.asked) == 1
+
+
+def test_an_address_that_refuses_does_not_hide_the_next_one_of_its_host(server):
+    fetch = fetcher(server, resolve=lambda host, port: ["127.0.0.2", "127.0.0.1"])  # nobody listens at the first
+    assert fetch.fetch(server.url()) == PICTURE
+
+
+def test_an_address_that_is_silent_leaves_time_for_the_next_one_of_its_host(server):
+    with socket.create_server(("127.0.0.2", server.port)):  # takes the connection, and never says a word of TLS
+        fetch = fetcher(server, timeout=2.0, resolve=lambda host, port: ["127.0.0.2", "127.0.0.1"])
+        assert fetch.fetch(server.url()) == PICTURE

@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 _ROOT = "/url:/"
-_ADDRESS = re.compile(r"https?://\S+", re.IGNORECASE)
+_ADDRESS = re.compile(r"https?://[^\s\ud800-\udfff]+", re.IGNORECASE)
+"""Not with bytes that were no UTF-8: such a reference stays what it is, and its row is rejected for that."""
 _IMAGE_KEYS = ("image", "images", "image_path", "image_url", "url", "path")
 _MAX_DEPTH = 8
 """Deeper than any form of a record nests an image."""

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Literal, TypeVar
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from qwen_vl_lora.exceptions import DataFormatError
 
@@ -30,6 +30,9 @@ FIRST_PAUSE = 0.5
 CHUNK = 64 * 1024
 _RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+_SENT_AS_IT_IS = "!#$%&'()*+,/:;=?@[]|~"
+"""Beside letters and digits; all else is percent-encoded, as browsers do: a request line is ASCII without blanks."""
 
 
 class FetchError(DataFormatError):
@@ -120,9 +123,15 @@ class Fetcher:
                 with self._ask(connection, target) as answer:
                     if answer.status not in (301, 302, 303, 307, 308):
                         return self._read(answer, deadline, connection)
-                    address = urljoin(target.geturl(), answer.getheader("Location") or "")
+                    address = urljoin(target.geturl(), _location_of(answer))
             except (OSError, http.client.HTTPException) as error:
                 raise _PassingFaultError(_said(error)) from error
+            except FetchError:
+                raise
+            except ValueError as error:  # an address that cannot be sent, or one in an answer that cannot be read
+                raise FetchError(
+                    "failed", f"It, or what it is redirected to, is no address: {_said(error)}."
+                ) from error
             finally:
                 connection.close()
         raise FetchError("failed", f"It is redirected more than {MAX_REDIRECTS} times.")
@@ -157,18 +166,28 @@ class Fetcher:
             for address in found:
                 if not self._allows(ipaddress.ip_address(address.partition("%")[0])):
                     raise FetchError("refused", f"The host {host} is {address}, which is no address of the internet.")
-        try:
-            opened = socket.create_connection((found[0], port), timeout=_left(deadline))
-            if target.scheme == "https":
-                opened = self._tls.wrap_socket(opened, server_hostname=host)
-        except ssl.SSLCertVerificationError as error:
-            raise FetchError("failed", f"The certificate of {host} is not valid: {error.verify_message}.") from error
-        except OSError as error:
-            raise _PassingFaultError(_said(error)) from error
         kind = http.client.HTTPSConnection if target.scheme == "https" else http.client.HTTPConnection
         connection = kind(host, port)
-        connection.sock = opened  # so http.client opens none itself
+        connection.sock = self._open_first(found, target, port, deadline)  # so http.client opens none itself
         return connection
+
+    def _open_first(self, found: list[str], target: SplitResult, port: int, deadline: float) -> socket.socket:
+        """Connect to the first of the addresses that answers; one that is silent takes its share of the time alone."""
+        host = target.hostname or ""
+        faults: list[str] = []
+        for number, address in enumerate(found):
+            try:
+                opened = socket.create_connection((address, port), timeout=_left(deadline) / (len(found) - number))
+                if target.scheme == "https":
+                    opened = self._tls.wrap_socket(opened, server_hostname=host)
+                opened.settimeout(_left(deadline))
+                return opened
+            except ssl.SSLCertVerificationError as error:
+                said = f"The certificate of {host} is not valid: {error.verify_message}."
+                raise FetchError("failed", said) from error
+            except OSError as error:
+                faults.append(_said(error))
+        raise _PassingFaultError("; ".join(dict.fromkeys(faults)))
 
     def _addresses(self, host: str, port: int, deadline: float) -> list[str]:
         try:
@@ -181,9 +200,10 @@ class Fetcher:
 
     def _ask(self, connection: http.client.HTTPConnection, target: SplitResult) -> http.client.HTTPResponse:
         path = target.path or "/"
+        asked = f"{path}?{target.query}" if target.query else path
         connection.request(
             "GET",
-            f"{path}?{target.query}" if target.query else path,
+            quote(asked, safe=_SENT_AS_IT_IS),
             headers={"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "qwen-vl-lora"},
         )
         return connection.getresponse()
@@ -233,6 +253,11 @@ def call_within(seconds: float, function: Callable[[], _Result]) -> _Result:
     if not outcome:
         raise TimeoutError(f"no answer within {seconds:.0f} s")
     return outcome[0]
+
+
+def _location_of(answer: http.client.HTTPResponse) -> str:
+    """Where an answer redirects to, in ASCII: http.client takes the header's bytes for Latin-1, whatever they are."""
+    return quote((answer.getheader("Location") or "").strip().encode("latin-1"), safe=_SENT_AS_IT_IS)
 
 
 def _origin(split: SplitResult) -> str:
