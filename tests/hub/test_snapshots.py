@@ -80,6 +80,27 @@ def test_a_touched_file_is_hashed_once_and_stays_good(snapshot):
     assert mtimes[WEIGHTS] == (snapshot.folder / WEIGHTS).stat().st_mtime_ns
 
 
+def test_a_snapshot_that_was_copied_to_read_only_storage_is_whole(snapshot):
+    (snapshot.fetch() / WEIGHTS).touch()  # as a copy without time stamps is
+    before = snapshot.manifest.read_bytes()
+    code = (
+        "from qwen_vl_lora.hub.repositories import Repository\nfrom qwen_vl_lora.hub.snapshots import Snapshot\n"
+        f"found = Snapshot(Repository('model', {MODEL!r}))\nassert found.faults() == [], found.faults()\n"
+        "found.manifest.with_name('new').touch()"
+    )
+    rights = () if os.geteuid() else ("setpriv", "--inh-caps=-all", "--bounding-set=-dac_override,-fowner")
+    if rights and (not shutil.which("setpriv") or subprocess.run([*rights, "true"], check=False).returncode):
+        pytest.skip("root cannot give up its rights here")
+    snapshot.manifest.parent.chmod(0o555)
+    try:
+        done = subprocess.run([*rights, sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    finally:
+        snapshot.manifest.parent.chmod(0o755)
+    assert "PermissionError" in done.stderr.splitlines()[-1], done.stderr  # of `new`: nothing can be written there
+    assert "new" in done.stderr.splitlines()[-1]
+    assert snapshot.manifest.read_bytes() == before
+
+
 def test_bytes_that_are_broken_on_the_way_are_fetched_again(snapshot, hub, files):  # noqa: F811
     hub.fail(WEIGHTS, Fault(corrupt=True))
     snapshot.fetch()

@@ -10,6 +10,7 @@ there is never asked for again: a branch that moved on the hub does not move a b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -90,7 +91,8 @@ class Snapshot:
             return None
         looked_at = [_look_at(self.folder / file.path, file) for file in kept]
         if not any(fault for fault, _ in looked_at) and [file for _, file in looked_at] != kept:
-            self._write_manifest([file for _, file in looked_at])
+            with contextlib.suppress(OSError):  # on read-only storage it is whole too, and hashed again next time
+                self._write_manifest([file for _, file in looked_at])
         return [fault for fault, _ in looked_at if fault]
 
     def fetch(self) -> Path:
