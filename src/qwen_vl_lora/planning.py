@@ -14,7 +14,7 @@ from qwen_vl_lora.lineage.records import read_records, runs_folder
 from qwen_vl_lora.modeling.geometry import PUBLISHED, Geometry
 from qwen_vl_lora.modeling.stand_in import StandInProcessor
 from qwen_vl_lora.parameters import CaptionsParameters, Parameters
-from qwen_vl_lora.samples.collection import RemoteSource
+from qwen_vl_lora.samples.collection import AddressSource, RemoteSource
 from qwen_vl_lora.samples.outlook import look_ahead, typical_captions
 from qwen_vl_lora.samples.records import FileSource
 from qwen_vl_lora.samples.splitting import choose_sides
@@ -58,6 +58,8 @@ def find_data(context: KedroContext, parameters: Parameters, *, from_source: boo
     if not from_source and catalog["train_conversations"].exists():  # type: ignore[attr-defined]
         return _stored_data(context, parameters)
     source = catalog["captioned_images"].load()
+    if parameters.image.allow_urls and isinstance(source, AddressSource):
+        source = source.with_addresses()
     captions, origin = parameters.captions, f"{source if isinstance(source, FileSource) else 'the source'}, read now"
     if isinstance(source, RemoteSource):
         source, origin = typical_captions(), "the source is on the network and was not asked: captions of 11 words"

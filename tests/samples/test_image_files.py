@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import io
 import random
 import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from qwen_vl_lora.samples.image_files import inspect_image, open_image
+from qwen_vl_lora.samples.image_files import inspect_image, measure_image, open_image
 from qwen_vl_lora.samples.looks import MAX_DISTANCE
 from qwen_vl_lora.samples.records import RowError
 from samples.pictures import (
@@ -166,6 +169,50 @@ def test_a_copy_that_was_scaled_and_encoded_again_looks_alike():
     ]
     distances = [int(np.bitwise_count(looks[0] ^ look).sum()) for look in looks]
     assert distances[1] <= MAX_DISTANCE < distances[2]
+
+
+def test_the_configured_limit_is_the_limit_where_pillow_has_a_lower_one(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3_000)  # 89,478,485 by itself; it errs at twice
+    for image_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
+        data = encode(picture(size=(100, 75)), image_format)
+        facts = inspect_image(data, image_parameters(max_source_pixels=7_500))
+        assert open_image(data, max_pixels=7_500).size == (facts.width, facts.height) == (100, 75)
+        assert measure_image(io.BytesIO(data), image_parameters(max_source_pixels=7_500)) == (100, 75)
+        with pytest.raises(RowError, match=r"image\.max_source_pixels"):
+            inspect_image(data, image_parameters(max_source_pixels=7_499))
+        assert Image.MAX_IMAGE_PIXELS == 3_000
+    with pytest.raises(Image.DecompressionBombError):  # nobody else in the process may open it
+        Image.open(io.BytesIO(data))
+
+
+def test_threads_that_inspect_at_once_raise_no_limit_for_good(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
+    all_at_once = threading.Barrier(8)
+
+    def inspect(seed: int) -> int:
+        all_at_once.wait(timeout=60)
+        return sum(inspect_image(data, image_parameters()).width for data in [jpeg(seed, (100, 75))] * 50)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(inspect, range(8))) == [5_000] * 8
+    assert Image.MAX_IMAGE_PIXELS == 1_000
+
+
+@pytest.mark.parametrize(
+    ("reason", "data"),
+    [
+        ("not_an_image", HTML),
+        ("unsupported_format", encode(picture(), "TIFF")),
+        ("too_many_pixels", png_of_declared_size(60_000, 60_000)),
+        ("too_many_pixels", jpeg(size=(400, 300))),
+        ("extreme_aspect_ratio", jpeg(size=(402, 2))),
+        ("damaged_image", jpeg()[:300]),
+    ],
+)
+def test_a_header_alone_tells_what_a_whole_picture_would_be_rejected_for(reason, data):
+    with pytest.raises(RowError) as fault:
+        measure_image(io.BytesIO(data), image_parameters())
+    assert fault.value.reason == reason
 
 
 def _exif(orientation: int) -> Image.Exif:

@@ -1,8 +1,10 @@
 """What a source would become is what data_engineering makes of it, without a byte written."""
 
 from itertools import islice
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from qwen_vl_lora.samples.collection import collect
 from qwen_vl_lora.samples.conversations import build_conversations
@@ -68,3 +70,12 @@ def test_a_source_that_is_elsewhere_is_stood_in_for_by_as_many_rows_as_are_asked
     assert (len(ahead.conversations), len(ahead.images), ahead.rejected) == (7, 7, 0)
     assert all((entry.width, entry.height) == (140, 140) for entry in ahead.images)
     assert len({sample.id for sample in islice(typical_captions(), 20)}) == 20
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_file_that_no_name_or_limit_allows_counts_as_rejected_and_the_others_go_on(tmp_path, monkeypatch, fixed):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)  # a bomb in small, by Pillow's own judgement
+    files = [Path("a\0b.jpg"), write(tmp_path / "bomb.jpg", jpeg(size=(400, 300))), write(tmp_path / "a.jpg", jpeg())]
+    rows = [SourceSample(n, str(n), (file,), (Turn("assistant", "a dog"),)) for n, file in enumerate(files)]
+    ahead = look_ahead(rows, CAPTIONS, image_parameters(**({} if fixed else LIMITS)), PROMPT)
+    assert ahead.rejected == (1 if fixed else 2)  # of one size for all, no header is read

@@ -6,10 +6,14 @@ stores or of rows; a fault is a `RowError` with a fixed reason.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 # Importing the plugins registers them: otherwise Pillow loads every plugin it has, at the first WebP, in a thread.
 from PIL import (
@@ -38,6 +42,11 @@ LOOK_MARGIN = 8
 """Grey levels by which neighbours must differ: noise of re-encoding in flat areas sets no bit."""
 
 LOOK_BYTES = 2 * 3 * LOOK_SIDE**2 // 8
+
+_HEADER_BYTES = 1024
+"""What signature and declared size need; as much as is searched for the word that makes a file an SVG."""
+
+_pillow_limit = threading.Lock()
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -100,13 +109,13 @@ def inspect_image(data: bytes, limits: ImageParameters) -> ImageFacts:
         RowError: with the reason, when the bytes are no picture that may be used.
     """
     _check_header(data, limits)
-    image = _open(data)
+    image = _open(io.BytesIO(data), limits.max_source_pixels)
     try:
         _check_size(image.size, limits)
         _reject_animation(image)
         if image.format == "PNG":
             image.verify()  # checksums, which decoding skips; Pillow wants the file opened anew afterwards
-            image = _open(data)
+            image = _open(io.BytesIO(data), limits.max_source_pixels)
         image_size = image.size
         image.load()
         orientation = _orientation(image)
@@ -120,16 +129,33 @@ def inspect_image(data: bytes, limits: ImageParameters) -> ImageFacts:
     return ImageFacts(width=width, height=height, suffix=suffix, look=_look(upright))
 
 
-def open_image(source: bytes | Path) -> Image.Image:
+def measure_image(file: IO[bytes], limits: ImageParameters) -> tuple[int, int]:
+    """Width and height as the header has them. Nothing is decoded, so what lies behind it may be damaged.
+
+    Raises:
+        RowError: with the reason, when the header alone tells that the picture may not be used.
+        OSError: when the file cannot be read.
+    """
+    _check_header(file.read(_HEADER_BYTES), limits)
+    with _open(file, limits.max_source_pixels) as image:
+        _check_size(image.size, limits)
+        return image.size
+
+
+def open_image(source: bytes | Path, max_pixels: int = 0) -> Image.Image:
     """Return the picture as the model should see it: upright, RGB, transparent parts white.
 
     16-bit greys are scaled to 8 bits. Of an animation, which `inspect_image` rejects, the first frame.
+
+    Args:
+        source: the encoded bytes, or the file that holds them.
+        max_pixels: what it is known to have; by itself Pillow refuses what it takes for a bomb.
 
     Raises:
         RowError: when the bytes cannot be decoded.
         OSError: when `source` is a path that cannot be read.
     """
-    image = _open(source if isinstance(source, bytes) else source.read_bytes())
+    image = _open(io.BytesIO(source if isinstance(source, bytes) else source.read_bytes()), max_pixels)
     try:
         image.load()
         return _flatten(_turn_upright(image, _orientation(image)))
@@ -139,20 +165,38 @@ def open_image(source: bytes | Path) -> Image.Image:
         raise _damaged(error) from error
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
+    """Read a picture's header; what it says of the size is for the caller to judge, before he decodes."""
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        with _pillow_takes(max_pixels):
+            return Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RowError("too_many_pixels", f"{error}.") from error
+        raise RowError("too_many_pixels", f"{error} See image.max_source_pixels.") from error
     except MemoryError:
         raise
     except Exception as error:
         raise _damaged(error) from error
 
 
+@contextlib.contextmanager
+def _pillow_takes(max_pixels: int) -> Iterator[None]:
+    """Let Pillow open pictures up to a size, while one header is read: its own limit is of the whole process.
+
+    One thread at a time, as another would take the raised limit for Pillow's own and put it back for good.
+    Never below Pillow's own: `_check_size` is stricter, and others in the process may be opening pictures.
+    """
+    with _pillow_limit:
+        own = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None if own is None else max(own, max_pixels)
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = own
+
+
 def _damaged(error: Exception) -> RowError:
     said = " ".join(str(error).split())
-    if "BytesIO" in said:  # "cannot identify image file <_io.BytesIO object at 0x…>" helps nobody
+    if "<_io." in said:  # "cannot identify image file <_io.BytesIO object at 0x…>" helps nobody
         said = "its header is not valid"
     return RowError("damaged_image", f"The image cannot be decoded to its end: {said or type(error).__name__}.")
 

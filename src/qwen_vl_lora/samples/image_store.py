@@ -139,7 +139,8 @@ class ImageStore:
         """The picture as the model should see it: upright, RGB, transparent parts white."""
         data = self.read_bytes(sha256)
         try:
-            return open_image(data)
+            entry = self.by_sha256(sha256)
+            return open_image(data, max_pixels=entry.width * entry.height)
         except RowError as fault:
             raise DataFormatError(f"{self.file(sha256)}: {fault.detail}") from fault
 

@@ -13,14 +13,13 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from qwen_vl_lora.hub.addresses import address_of_path, path_of_address
 from qwen_vl_lora.parameters import CaptionsParameters, ImageParameters, PromptParameters
 from qwen_vl_lora.samples.collection import take_rows
 from qwen_vl_lora.samples.conversations import build_conversations
+from qwen_vl_lora.samples.image_files import measure_image
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
-from qwen_vl_lora.samples.records import Rejection, RowError, SourceSample, Turn
+from qwen_vl_lora.samples.records import Rejection, SourceSample, Turn
 from qwen_vl_lora.samples.turns import clean_turns
 
 TYPICAL_CAPTION = "A man in a red jacket rides a horse along the beach."
@@ -52,7 +51,7 @@ def look_ahead(
         try:
             turns = clean_turns(row.turns, len(row.images), captions.collapse_whitespace)
             pictures = [_entry(row.id, picture, image) for picture in row.images]
-        except (RowError, OSError):
+        except (OSError, ValueError):  # a RowError is one, and a name that no file can have
             rejected += 1
             continue
         entries.update((picture.sha256, picture) for picture in pictures)
@@ -90,5 +89,5 @@ def _size(picture: bytes | Path, image: ImageParameters) -> tuple[int, int]:
         if isinstance(picture, Path):
             picture.stat()
         return image.resized_width or 1, image.resized_height
-    with Image.open(picture if isinstance(picture, Path) else io.BytesIO(picture)) as opened:
-        return opened.size
+    with picture.open("rb") if isinstance(picture, Path) else io.BytesIO(picture) as opened:
+        return measure_image(opened, image)
