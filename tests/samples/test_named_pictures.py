@@ -89,6 +89,30 @@ def test_a_table_that_cannot_be_read_is_one_message(tmp_path):
         outcomes(tmp_path / "gone.csv")
 
 
+def test_a_folder_of_links_is_read_where_its_targets_may_be(tmp_path, monkeypatch):
+    project, outside = tmp_path / "project", tmp_path / "nas" / "p"
+    write(project / "data" / "in.jpg", jpeg(1))
+    write(outside / "out.jpg", jpeg(2))
+    monkeypatch.chdir(project)
+    (album := tmp_path / "album").mkdir()
+    for target in (project / "data" / "in.jpg", outside / "out.jpg"):
+        (album / target.name).symlink_to(target)
+    assert outcomes(album) == {"in.jpg": "", "out.jpg": "outside_allowed_roots"}
+    allowed = gather_pictures([album], image_parameters(allowed_roots=["../nas/p"]), recursive=False)
+    assert [picture.reason for picture in allowed.named] == ["", ""]
+
+
+def test_of_several_places_those_that_give_nothing_are_named_and_the_others_go_on(tmp_path):
+    write(tmp_path / "a.jpg", jpeg())
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "t.csv", b"path\na.jpg\n")
+    places = [tmp_path / name for name in ("a.jpg", "empty", "gone.jpg", "t.csv")]
+    reasons = {"a.jpg": "", "empty": "missing_image", "gone.jpg": "missing_image", "t.csv": "malformed_row"}
+    assert outcomes(*places) == reasons
+    with pytest.raises(MissingArtifactError, match="empty holds no picture"):
+        outcomes(tmp_path / "empty")
+
+
 CELLS = st.text(max_size=8) | st.sampled_from(
     ["a.jpg", '"', ",", "https://x.y/z", "../a.jpg", "data:,", "file:a.jpg", "\0"]
 )

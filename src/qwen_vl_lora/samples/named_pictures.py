@@ -18,7 +18,7 @@ from qwen_vl_lora.samples.image_files import inspect_image
 from qwen_vl_lora.samples.image_stage import read_allowed_file
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
 from qwen_vl_lora.samples.looks import stack_looks
-from qwen_vl_lora.samples.records import RowError
+from qwen_vl_lora.samples.records import Reason, RowError
 from qwen_vl_lora.samples.references import resolve_reference
 from qwen_vl_lora.samples.tables import read_table, require_text
 
@@ -78,26 +78,29 @@ class Gathered:
 def gather_pictures(places: Sequence[Path], image: ImageParameters, *, recursive: bool) -> Gathered:
     """Check the pictures that `places` name: folders, files, or a CSV with the column image_path.
 
-    Folders and files that are named here may be read; files that a table names must lie beside it,
-    in the project, or below `image.allowed_roots`. One of several places that is not there is kept with its reason.
+    Folders and files that are named here may be read; what they link to or name must lie in them, beside the table,
+    in the project, or below `image.allowed_roots`. One of several places that gives nothing is kept with its reason.
 
     Raises:
-        MissingArtifactError: when a single place is not there, or one holds no picture at all.
-        DataFormatError: when a table has no column image_path.
+        MissingArtifactError: when a single place is not there or holds no picture at all.
+        DataFormatError: when a single table has no column image_path, or cannot be read to its end.
     """
     checked = _Checked(image)
     for place in places:
         before = len(checked.named)
-        if len(places) > 1 and not place.exists():
-            checked.add(place.as_posix(), RowError("missing_image", f"{place.absolute()} is not there."), ())
-            continue
-        for shown, source, roots in _find_pictures(place, image, recursive=recursive):
-            checked.add(shown, source, roots)
-        if len(checked.named) == before:
-            raise MissingArtifactError(
-                f"{place} holds no picture. Required: files that end with {', '.join(_READ)}"
-                f"{'' if recursive else '; inference.recursive: true looks into its folders too'}."
-            )
+        try:
+            for shown, source, roots in _find_pictures(place, image, recursive=recursive):
+                checked.add(shown, source, roots)
+            if len(checked.named) == before:
+                raise MissingArtifactError(
+                    f"{place} holds no picture. Required: files that end with {', '.join(_READ)}"
+                    f"{'' if recursive else '; inference.recursive: true looks into its folders too'}."
+                )
+        except (MissingArtifactError, DataFormatError) as fault:
+            if len(places) == 1:
+                raise
+            reason: Reason = "missing_image" if isinstance(fault, MissingArtifactError) else "malformed_row"
+            checked.add(place.as_posix(), RowError(reason, str(fault)), ())
     return Gathered(checked.named, LoosePictures(list(checked.entries.values()), checked.sources))
 
 
@@ -106,14 +109,13 @@ def _find_pictures(
 ) -> Iterator[tuple[str, bytes | Path | RowError, tuple[str, ...]]]:
     """What each picture is called, where it is, and the folders that may be read for it."""
     if place.is_dir():
-        own_root = (os.path.realpath(place),)
+        roots = _readable_roots(place, image)
         for path in sorted(place.rglob("*") if recursive else place.iterdir()):
             if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
-                yield path.as_posix(), path, own_root
+                yield path.as_posix(), path, roots
     elif place.suffix.lower() in (".csv", ".tsv") and place.is_file():
         folder = place.absolute().parent
-        allowed = (Path.cwd(), folder, *(Path.cwd() / Path(root).expanduser() for root in image.allowed_roots))
-        roots = tuple(dict.fromkeys(os.path.realpath(root) for root in allowed))
+        roots = _readable_roots(folder, image)
         with place.open("rb") as opened:
             require_text(opened, place)
             for _, record in read_table(opened, place, ("image_path",)):
@@ -125,6 +127,11 @@ def _find_pictures(
             f"{place} is not there. Give a folder, a picture, or a CSV with the column image_path; "
             f"relative paths start at {Path.cwd()}."
         )
+
+
+def _readable_roots(folder: Path, image: ImageParameters) -> tuple[str, ...]:
+    allowed = (Path.cwd(), folder, *(Path.cwd() / Path(root).expanduser() for root in image.allowed_roots))
+    return tuple(dict.fromkeys(os.path.realpath(root) for root in allowed))
 
 
 def _picture_of(record: dict[str, str] | RowError, folder: Path) -> tuple[str, bytes | Path | RowError]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
+from pydantic import ValidationError
+
+from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.modeling.adapter import Adapter
 from qwen_vl_lora.parameters import (
     GenerationParameters,
@@ -69,6 +72,15 @@ class CaptionSettings:
         )
 
     def asking(self, user: str) -> Self:
-        """The same with another question."""
-        prompt = PromptParameters.model_validate({**self.prompt.model_dump(), "user": user})
+        """The same with another question.
+
+        Raises:
+            ParameterError: if it is no question, such as an empty text.
+        """
+        try:
+            prompt = PromptParameters.model_validate({**self.prompt.model_dump(), "user": user})
+        except ValidationError as error:
+            raise ParameterError(
+                f"The prompt {user!r} cannot be asked: {error.errors()[0]['msg']}. Give a text or leave the option out."
+            ) from error
         return replace(self, prompt=prompt)
