@@ -41,6 +41,10 @@ def changed(tree, key, value):
         ("training_args.learning_rate", float("nan"), "training_args.learning_rate: .*finite"),
         ("training_args.output_dir", "x", r"training_args\.output_dir: set by the project"),
         ("training_args.report_to", "all", "use the `swanlab` block"),
+        ("training_args.deepspeed", "zero3.json", "would update the weights after each; use fsdp"),
+        ("training_args.fsdp", "full_shard", "fsdp is true or false, came 'full_shard'"),
+        ("training_args.fsdp", True, "shards weights among processes, and launcher says one"),
+        ("training_args.fsdp_config", {"version": 1}, "other ways to cut were never tried here"),
         ("training_args.per_device_train_batch_size", "aut", "training_args.per_device_train_batch_size: .*'auto'"),
         ("training_args.bf16", "yes", "training_args.bf16: .*boolean"),
         ("image.resized_height", None, "resized_height and resized_width, or min_pixels"),
@@ -57,6 +61,20 @@ def changed(tree, key, value):
 def test_a_wrong_parameter_is_named_with_what_is_allowed(tree, key, value, message):
     with pytest.raises(ParameterError, match=message):
         validate_parameters(changed(tree, key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("vision", "adapted", "a pass without pictures would skip the adapted tower's; set vision: frozen"),
+        ("quantization", "nf4", "quantization is `nf4`, whose packed weights were never sharded here"),
+    ],
+)
+def test_what_was_never_trained_with_shards_is_refused(tree, key, value, message):
+    sharded = changed(changed(tree, "training_args.fsdp", True), "launcher.nproc_per_node", 2)
+    assert validate_parameters(sharded).training_args.is_sharded
+    with pytest.raises(ParameterError, match=message):
+        validate_parameters(changed(sharded, key, value))
 
 
 def test_all_faults_are_reported_at_once(tree):

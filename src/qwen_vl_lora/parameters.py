@@ -197,6 +197,8 @@ class TrainingParameters(LibraryGroup):
         "restore_callback_states_from_checkpoint": "a resumed run takes over its callbacks' counts by itself",
         "save_only_model": "a checkpoint without optimizer state cannot be resumed",
         "neftune_noise_alpha": "noise on embeddings is not part of a reproducible row",
+        "deepspeed": "a step is several passes here, and its engine would update the weights after each; use fsdp",
+        "fsdp_config": "fsdp: true cuts each layer of the language model; other ways to cut were never tried here",
     }
 
     per_device_train_batch_size: PositiveInt | Literal["auto"] = Field(
@@ -239,6 +241,18 @@ class TrainingParameters(LibraryGroup):
         if self.eval_strategy == "steps" and self.eval_steps is None:
             raise ValueError("eval_strategy `steps` needs eval_steps")
         return self
+
+    @model_validator(mode="after")
+    def _sharding_is_of_a_kind_that_was_tried(self) -> Self:
+        fsdp = (self.model_extra or {}).get("fsdp")
+        if fsdp not in (None, True, False):
+            raise ValueError(f"fsdp is true or false, came {fsdp!r}")
+        return self
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of the weights only."""
+        return bool((self.model_extra or {}).get("fsdp"))
 
     @property
     def dtype(self) -> Literal["bfloat16", "float16", "float32"]:
@@ -422,6 +436,27 @@ class Parameters(ParameterGroup):
             raise ValueError(
                 f"lora.bias is `{self.lora.bias}`, but biases cannot be trained in float16, which scales gradients of "
                 "float32 weights only; set lora.bias: none, or bf16 in place of fp16"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sharding_can_do_what_is_asked(self) -> Self:
+        if not self.training_args.is_sharded:
+            return self
+        if self.vision == "adapted":
+            raise ValueError(
+                "training_args.fsdp makes all processes gather each layer together, and a pass without pictures would "
+                "skip the adapted tower's; set vision: frozen, or training_args.fsdp: false"
+            )
+        if self.quantization is not None:
+            raise ValueError(
+                f"quantization is `{self.quantization}`, whose packed weights were never sharded here; set "
+                "quantization: null, or training_args.fsdp: false"
+            )
+        if self.launcher.is_one_process:
+            raise ValueError(
+                "training_args.fsdp shards weights among processes, and launcher says one; raise "
+                "launcher.nproc_per_node or launcher.nnodes, or set training_args.fsdp: false"
             )
         return self
 

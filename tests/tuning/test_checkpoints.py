@@ -47,6 +47,18 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(job, caplog):
     assert "checkpoint-20 is damaged (weights has other bytes)" in caplog.text
 
 
+def test_a_damaged_file_in_a_folder_of_a_checkpoint_is_noticed(job, caplog):
+    checkpoint = add_checkpoint(job, 10)
+    for rank in range(2):
+        (checkpoint / "optimizer_0").mkdir(exist_ok=True)
+        (checkpoint / "optimizer_0" / f"__{rank}_0.distcp").write_text(str(rank))
+    seal(checkpoint)
+    assert find_checkpoint(job, "auto") == checkpoint
+    (checkpoint / "optimizer_0" / "__1_0.distcp").write_text("bent")
+    assert find_checkpoint(job, "auto") is None
+    assert "checkpoint-10 is damaged (optimizer_0/__1_0.distcp has other bytes)" in caplog.text
+
+
 def test_another_job_starts_afresh_and_says_what_differs(job, caplog):
     add_checkpoint(job, 10)
     other = TrainingJob({**INPUTS, "lora": {"r": 4}}, job.root)

@@ -12,8 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 import yaml
+from accelerate.state import DistributedType, PartialState
 
+from qwen_vl_lora.features.encoding import encode_pictures
 from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.modeling.base_model import BaseModel
 from qwen_vl_lora.parameters import validate_parameters
@@ -48,20 +51,23 @@ class Job:
             for which in range(2)
         ][:-1]
 
-    def train(self, workspace, ranks, batch, *, dropout=0.0, timeout=60, on_log=None, **training):
+    def train(self, workspace, ranks, batch, *, dropout=0.0, timeout=60, on_log=None, vision="adapted", **training):
         tree = yaml.safe_load(PARAMETERS.read_text(encoding="utf-8"))
         changed = {
             "lora": {**tree["lora"], "r": 4, "lora_dropout": dropout},
             "training_args": {**tree["training_args"], **TRAINING, "per_device_train_batch_size": batch, **training},
             "launcher": {**tree["launcher"], "nproc_per_node": ranks, "timeout": timeout},
-            "vision": "adapted",  # reads pixels, so no stored features are needed
+            "vision": vision,  # an adapted tower reads pixels, so no stored features are needed
             "device": "cpu",
         }
         parameters = validate_parameters({**tree, **changed})
         blocks = {name: getattr(parameters, name) for name in TrainingSettings.__annotations__ if name != "max_share"}
         settings = TrainingSettings(**blocks, max_share=0.0)
-        data = TrainingData(self.images, FeatureStore(self.folder / "features"), self.records, self.records[:5])
-        base = BaseModel("tiny", Path(self.base))
+        base, store = BaseModel("tiny", Path(self.base)), FeatureStore(self.folder / "features")
+        if vision == "frozen":
+            how = (parameters.image, parameters.training_args.dtype, torch.device("cpu"))
+            store.publish(encode_pictures(self.images, base, *how, store, self.folder / "staging"))
+        data = TrainingData(self.images, store, self.records, self.records[:5])
         return fit_adapter(base, data, settings, self.folder / workspace, on_log, parameters.launcher)
 
     def steps(self, workspace, ranks):
@@ -97,7 +103,7 @@ def disagreeing(task):
 
 def faulty(task):
     """Train until the fault in the environment."""
-    rank, step, what = os.environ[FAULT].split(":")
+    rank, step, what = os.environ.get(FAULT, "0:0:none").split(":")
     begin = trainer.CaptionTrainer.training_step
 
     def training_step(self, *arguments):
@@ -107,6 +113,30 @@ def faulty(task):
 
     trainer.CaptionTrainer.training_step = training_step
     return launcher.train_rank(task)
+
+
+def sharding(task):
+    """Train until the fault in the environment with sharded weights, and note which part of them this rank holds.
+
+    torch shards on CPUs too, but accelerate offers it for GPUs alone: it is told that it has some.
+    """
+    create = trainer.CaptionTrainer.create_accelerator_and_postprocess
+    save = trainer.CaptionTrainer.save_model
+
+    def as_on_gpus(self):
+        PartialState().distributed_type = DistributedType.MULTI_GPU
+        create(self)
+
+    def note_and_save(self, *arguments, **named):
+        parameters = [parameter for name, parameter in self.model.named_parameters() if ".layers." in name]
+        held = sum(parameter.to_local().numel() for parameter in parameters)
+        note = Path(task["job_folder"]).parent / f"held-{here.rank()}"
+        note.write_text(str(held / sum(parameter.numel() for parameter in parameters)))
+        save(self, *arguments, **named)
+
+    trainer.CaptionTrainer.create_accelerator_and_postprocess = as_on_gpus
+    trainer.CaptionTrainer.save_model = note_and_save
+    return faulty(task)
 
 
 def _kill_launcher():

@@ -208,9 +208,9 @@ def prune(root: Path, limit: int | None, best: str | None) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Note every file's hash, so that a damaged checkpoint is told from a whole one."""
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != _FILES)
-    files = {path.name: file_sha256(path) for path in paths}
+    """Note every file's hash, those in its folders too, so that a damaged checkpoint is told from a whole one."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / _FILES)
+    files = {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
     (folder / _FILES).write_text(json.dumps(files, indent=2), encoding="utf-8")
 
 

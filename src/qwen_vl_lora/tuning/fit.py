@@ -41,6 +41,7 @@ from qwen_vl_lora.tuning.collator import ForwardPass, RowCollator, to_device
 from qwen_vl_lora.tuning.interruption import train_on
 from qwen_vl_lora.tuning.rows import Row, StepSampler, plan_passes, share_groups
 from qwen_vl_lora.tuning.settings import TrainingSettings
+from qwen_vl_lora.tuning.sharding import check_sharding, sharding_arguments, whole_adapter
 from qwen_vl_lora.tuning.shortage import answered_shortage
 from qwen_vl_lora.tuning.trainer import LOG_COLUMNS, CaptionTrainer, read_log, tell_rows
 
@@ -105,7 +106,7 @@ def fit_adapter(
     Raises:
         DataFormatError: if there is nothing to train on, or too much of it is too long.
         TrainingError: if the result would be wrong: a trainable tower, pictures that do not reach the model, a NaN.
-        DeviceError: if the device is not there.
+        DeviceError: if the device is not there, or weights cannot be sharded on it.
     """
     from qwen_vl_lora.tuning.launcher import train_on_ranks
 
@@ -120,6 +121,7 @@ def fit_adapter(
     if parent is not None:
         parent.check_continues(base_model, settings.lora, settings.vision)
     ranks = 1 if launcher is None else count_ranks(launcher, device)
+    check_sharding(settings.training_args, device, ranks)
     threads = torch.get_num_threads() if launcher is None else threads_of_a_rank(launcher, device)
     inputs = job_inputs(base_model, data, settings, parent, ranks, threads)
     job = TrainingJob(inputs, workspace / "training", parent.place if parent else None)
@@ -187,8 +189,9 @@ def train(
     }
     record = {**adapter_record(base_model, data, settings, parent), "training": summary}
     directory = job_folder / "adapter"
+    weights = whole_adapter(model)
     if here.is_first():
-        stage_adapter(model, directory, record)
+        stage_adapter(model, directory, record, weights)
     left_out = reject_too_long([*long_train, *long_validation], settings.max_length, data.images)
     return FittedAdapter(directory, log, summary, preview_batch(first, processor), left_out)
 
@@ -370,6 +373,7 @@ def build_trainer(
             "ddp_find_unused_parameters": settings.vision == "adapted",
             "ddp_broadcast_buffers": False,  # they never change
             **settings.training_args.to_training_arguments(),
+            **sharding_arguments(model, settings.training_args),
             # One item of the loader is one optimizer step; forward passes are cut inside it.
             "per_device_train_batch_size": captions_per_device(settings),
             "gradient_accumulation_steps": 1,
@@ -426,10 +430,10 @@ def _blanked(inputs: Record) -> Record:
     return {"mm_encoder_outputs": {"image": blank}}
 
 
-def stage_adapter(model: Any, directory: Path, record: Record) -> Path:
-    """Write the PEFT directory with its record."""
+def stage_adapter(model: Any, directory: Path, record: Record, weights: dict[str, torch.Tensor] | None) -> Path:
+    """Write the PEFT directory with its record; `weights` in place of the model's own, of which it may hold parts."""
     shutil.rmtree(directory, ignore_errors=True)
-    model.save_pretrained(directory)
+    model.save_pretrained(directory, state_dict=weights)
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty template; the record says more
     text = json.dumps(record, indent=2, ensure_ascii=False)
     (directory / "adapter_record.json").write_text(text, encoding="utf-8")

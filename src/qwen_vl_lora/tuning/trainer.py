@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from qwen_vl_lora.tuning.checkpoints import INCOMING, prune, publish
 from qwen_vl_lora.tuning.collator import ForwardPass, RowCollator, silenced
 from qwen_vl_lora.tuning.interruption import Progress, SaveOnSignal
 from qwen_vl_lora.tuning.rows import Row, StepSampler, pack_rows
+from qwen_vl_lora.tuning.sharding import whole, whole_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class CaptionTrainer(Trainer):
         if self.accelerator.scaler is not None:  # on float16 the scaler skips such steps by itself
             return torch.zeros((), device=self.args.device)
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        return whole(torch.nn.utils.get_total_norm(gradients))
 
     def _summed_loss(self, model: Any, forward: ForwardPass) -> torch.Tensor:
         with self.compute_loss_context_manager():
@@ -173,9 +174,8 @@ class CaptionTrainer(Trainer):
         longest = max(row.length for row in rows)
         with torch.no_grad():
             batches = pack_rows(rows, size, size * longest)
-            for number in here.share(len(batches)):
+            for number, forward in self._shared_batches(batches):
                 here.note(f"validation batch {number + 1} of {len(batches)}")
-                forward = self._collator(batches[number])
                 total += self._summed_loss(model, forward)
                 tokens += len(forward.labels)
         sums = here.gather([float(total), tokens], "the validation loss")
@@ -183,6 +183,15 @@ class CaptionTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _shared_batches(self, batches: list[list[Row]]) -> Iterator[tuple[int, ForwardPass]]:
+        """This rank's batches; the last round is filled up with silenced ones, so that all ranks make as many."""
+        for start in range(0, len(batches), here.world_size()):
+            number = start + here.rank()
+            if number < len(batches):
+                yield number, self._collator(batches[number])
+            else:
+                yield start, silenced(self._collator(batches[start]))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the throughput since the last training log."""
@@ -195,6 +204,14 @@ class CaptionTrainer(Trainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # Trainer would count padding and pictures as text
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Of a sharded model the adapter alone is put together; transformers would gather the base with it."""
+        weights = whole_adapter(self.model)
+        if weights is None:
+            super().save_model(output_dir, _internal_call)
+        else:
+            self._save(output_dir, state_dict=weights)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write beside, and rename: a checkpoint is whole or absent, also after power loss."""
