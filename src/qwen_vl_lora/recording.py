@@ -60,7 +60,7 @@ class RunRecorder:
         runs = runs_folder(self._root, self._shared["recipe"])
         records = read_records(runs)
         self._free_versions = pin_free_inputs(pipeline, catalog, records)
-        check_prompt(catalog, self._free_versions, records, self._parameters)
+        check_prompt(pipeline, catalog, self._free_versions, records, self._parameters)
         self._run: Run = begin_run(run_params["run_id"])
         self._writer = RecordWriter(runs / self._run.id, self._run)
         self._notes = threading.RLock()
@@ -234,33 +234,42 @@ def pin_free_inputs(pipeline: Pipeline, catalog: CatalogProtocol, records: Seque
 
 
 def check_prompt(
+    pipeline: Pipeline,
     catalog: CatalogProtocol,
     free_versions: Mapping[str, str],
     records: Sequence[Record],
     parameters: Mapping[str, Any],
 ) -> None:
-    """Whether stored conversations ask what training will record, or what the adapter was trained to be asked.
+    """Whether conversations ask what training will record, or what the adapter was trained to be asked.
 
-    Their questions were written by data_engineering; a prompt that was changed since would be recorded, and not used.
+    Their questions are written by data_engineering; a prompt that was changed since would be recorded, and not used.
 
     Raises:
         ParameterError: naming what differs.
     """
+    asked = dict(parameters["prompt"])
     if "train_conversations" in free_versions:
-        read, whose, wanted = "train_conversations", "configured is", parameters["prompt"]
-    elif {"test_conversations", "adapter"} <= free_versions.keys():
-        read, whose, wanted = "test_conversations", "the adapter has", catalog["adapter"].load().record.get("prompt")
-    else:
+        _require_prompt(_written_prompt("train_conversations", free_versions, records), asked, "is configured")
         return
-    for record in records:
-        written = record.facts.get("parameters", {}).get("prompt")
-        if record.complete_versions().get(read) != free_versions[read] or not (written and wanted):
-            continue
-        if differences := differing_settings({"prompt": dict(written)}, {"prompt": dict(wanted)}):
-            raise ParameterError(
-                f"{read} of run {record.id} were written with another prompt than {whose}: {'; '.join(differences)}. "
-                "Run data_engineering with the prompt that is wanted, or set `prompt` to that of the data."
-            )
+    if parameters["scoring"]["settings_from"] == "parameters":  # evaluation itself compares the adapter with them
+        return
+    if "adapter" in free_versions and "test_conversations" in pipeline.all_outputs():
+        _require_prompt(asked, catalog["adapter"].load().record.get("prompt"), "the adapter was trained with")
+
+
+def _written_prompt(name: str, versions: Mapping[str, str], records: Sequence[Record]) -> Mapping[str, Any] | None:
+    """The prompt of the run that wrote a version."""
+    writers = [record for record in records if record.complete_versions().get(name) == versions[name]]
+    return writers[0].facts.get("parameters", {}).get("prompt") if writers else None
+
+
+def _require_prompt(written: Mapping[str, Any] | None, wanted: Mapping[str, Any] | None, whose: str) -> None:
+    differences = differing_settings({"prompt": written}, {"prompt": wanted}) if written and wanted else []
+    if differences:
+        raise ParameterError(
+            f"The conversations ask with another prompt than {whose}: {'; '.join(differences)}. "
+            "Run data_engineering with the prompt that is wanted, or set `prompt` to that of the data."
+        )
 
 
 def shared_settings(context: KedroContext, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,18 +35,20 @@ def test_an_adapter_of_another_prompt_is_refused(run):
 
 def test_conversations_that_ask_otherwise_than_is_configured_are_not_trained_on(run):
     run("data_engineering")
-    with pytest.raises(ParameterError, match=r"written with another prompt than configured is: prompt.user: Describe"):
+    with pytest.raises(ParameterError, match=r"another prompt than is configured: prompt.user: Describe"):
         run("training", prompt={"user": "What is this?"})
-    with pytest.raises(ParameterError, match="train_conversations of run"):
+    with pytest.raises(ParameterError, match="prompt.system: None → Be brief"):
         run("training", "evaluation", prompt={"system": "Be brief."})
 
 
 def test_an_adapter_is_not_evaluated_on_conversations_that_ask_otherwise(run):
     run("data_engineering")
     run("training")
+    told = {"scoring": {"settings_from": "adapter"}}
+    with pytest.raises(ParameterError, match=r"than the adapter was trained with: prompt.user: What is this\? → Desc"):
+        run("data_engineering", "evaluation", prompt={"user": "What is this?"}, **told)
     run("data_engineering", prompt={"user": "What is this?"})
-    with pytest.raises(ParameterError, match=r"than the adapter has: prompt.user: What is this\? → Describe"):
-        run("evaluation", scoring={"settings_from": "adapter"})
+    run("evaluation", **told)  # of the data that the adapter was trained on
 
 
 def test_an_adapter_of_another_base_is_refused(run):

@@ -43,7 +43,7 @@ def _say_what_is_left_idle() -> None:
     import torch
 
     found = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None
-    if found is not None:
+    if found is not None and found.type != "cuda":  # a CUDA build names it where no GPU is
         logger.info("device: auto computes on the CPU: %s is here, but only CUDA is supported.", found.type)
 
 
