@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from made_once import made_once
+
 PROJECT = Path(__file__).parents[1]
 DATA_SLICE = {"captions.num_rows": 24, "split.test_images": 3, "split.validation_images": 2}
 TRAINING_SLICE = {
@@ -28,6 +30,20 @@ def make_project(folder: Path) -> Path:
     shutil.copy(PROJECT / ".telemetry", folder)
     (folder / "src").mkdir()  # the package itself is installed
     return folder
+
+
+def project_with_data(root: Path, folder: Path) -> Path:
+    """A project in which `data_engineering` has run on the slice. Run once for all test processes, and copied.
+
+    Args:
+        root: pytest's base temporary folder.
+    """
+
+    def make(project: Path) -> None:
+        done = call(kedro_run("data_engineering"), make_project(project))
+        assert done.returncode == 0, done.stderr
+
+    return shutil.copytree(made_once(root, "project with data", make), folder)
 
 
 def kedro_run(pipelines: str, *, env: str | None = None, prefix: tuple[str, ...] = (), **parameters) -> list[str]:

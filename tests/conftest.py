@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from pathlib import Path
 
 import pytest
+
+from made_once import made_once
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["DO_NOT_TRACK"] = "1"  # kedro-telemetry, in the projects that tests make
@@ -19,25 +22,54 @@ PROJECT = Path(__file__).parents[1]
 TINY_BASE = PROJECT / "data" / "06_models" / "tiny_qwen2_vl"
 
 
-@pytest.fixture(scope="session")
-def processor():
+HEAVY = (
+    "faults/test_training.py",
+    "tuning/test_launcher.py",
+    "datasets/test_hub.py",
+    "tracking/test_tracker.py",
+    "ranks/test_launching.py",
+    "reliability/test_faults.py",
+    "hub/test_recipes.py",
+    "pipelines/test_training.py",
+    "pipelines/test_kinds_of_training.py",
+    "lineage/test_replays.py",
+    "faults/test_interruptions.py",
+    "pipelines/test_tracking.py",
+    "commands/test_caption.py",
+    "viz/test_viz.py",
+    "test_command_line.py",
+)
+"""What takes longest begins first, or one process would end with it while the others have nothing left to do."""
+
+
+def pytest_collection_modifyitems(items):
+    place = {str(PROJECT / "tests" / name): number for number, name in enumerate(HEAVY)}
+    items.sort(key=lambda item: place.get(str(item.path), len(HEAVY)))
+
+
+@functools.cache
+def make_processor():
     from qwen_vl_lora.scenes.tiny_model import build_processor
 
     return build_processor(0)
 
 
 @pytest.fixture(scope="session")
-def base_path(tmp_path_factory, processor):
+def processor():
+    return make_processor()
+
+
+@pytest.fixture(scope="session")
+def base_path(tmp_path_factory):
     """`base_path(family, tied=…)`: directory of a random tiny model, made once."""
     from tiny_models import save_tiny_base
 
-    made: dict[tuple[str, bool], Path] = {}
-
     def make(family: str, *, tied: bool = True) -> Path:
-        if (family, tied) not in made:
-            folder = tmp_path_factory.mktemp(f"{family}_{tied}")
-            made[family, tied] = save_tiny_base(folder, processor, family, tied=tied)
-        return made[family, tied]
+        def save(folder: Path) -> None:
+            folder.mkdir()
+            save_tiny_base(folder, make_processor(), family, tied=tied)
+
+        return made_once(tmp_path_factory.getbasetemp(), f"{family}_{tied}", save)
 
     return make
 

@@ -7,6 +7,8 @@ import functools
 import shutil
 from pathlib import Path
 
+from made_once import made_once
+
 PROJECT = Path(__file__).parents[1]
 SLICE = {
     "captions": {"num_rows": 60},
@@ -20,16 +22,20 @@ SLICE = {
 
 @functools.cache
 def finished_project(root: Path, base: Path) -> Path:
-    """A project below `root` whose catalog holds everything that `kedro run` writes. Made once per test run.
+    """A project below `root` whose catalog holds everything that `kedro run` writes. Run once for all test processes.
 
     Args:
         root: pytest's base temporary folder.
         base: the base model's directory; it is copied to where the default configuration reads it.
     """
+    made = made_once(root, "finished", lambda project: _run_all(project, base))
+    return shutil.copytree(made, root / "finished_project")
+
+
+def _run_all(project: Path, base: Path) -> None:
     from kedro.framework.session import KedroSession
     from kedro.framework.startup import bootstrap_project
 
-    project = root / "finished_project"
     shutil.copytree(PROJECT / "conf", project / "conf")
     shutil.copytree(base, project / "data" / "06_models" / "tiny_qwen2_vl")
     for name in ("pyproject.toml", ".telemetry"):
@@ -41,4 +47,3 @@ def finished_project(root: Path, base: Path) -> Path:
         bootstrap_project(project)
         with KedroSession.create(project_path=project, runtime_params=SLICE) as session:
             session.run()
-    return project

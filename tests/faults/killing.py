@@ -23,6 +23,7 @@ JOB = {
         "logging_steps": 5,  # does not divide save_steps: log lines must survive a kill too
     },
     "device": "cpu",
+    "swanlab": {"mode": "disabled"},
 }
 NUMBERED = {
     "step": 15,

@@ -5,16 +5,16 @@ import subprocess
 
 import pytest
 
-from command_line import TRAINING_SLICE, call, kedro_run, make_project
+from command_line import TRAINING_SLICE, call, kedro_run, project_with_data
 from qwen_vl_lora.lineage.records import read_records, runs_folder
+
+SETTINGS = {**TRAINING_SLICE, "swanlab.mode": "disabled"}
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A project with data."""
-    project = make_project(tmp_path_factory.mktemp("interrupted") / "project")
-    assert call(kedro_run("data_engineering"), project).returncode == 0
-    return project
+    return project_with_data(tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("interrupted") / "project")
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def project(tmp_path_factory):
     ],
 )
 def test_a_stop_outside_of_training_steps_is_recorded_as_interrupted(project, base_path, node, by, message):
-    command = kedro_run("training,evaluation", base_model=base_path("qwen2_vl"), **TRAINING_SLICE)
+    command = kedro_run("training,evaluation", base_model=base_path("qwen2_vl"), **SETTINGS)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=project, **pipes) as process:
         for line in process.stdout:
@@ -47,6 +47,6 @@ def test_a_stop_outside_of_training_steps_is_recorded_as_interrupted(project, ba
 
 
 def test_the_same_command_finishes_afterwards(project, base_path):
-    command = kedro_run("training,evaluation", base_model=base_path("qwen2_vl"), **TRAINING_SLICE)
+    command = kedro_run("training,evaluation", base_model=base_path("qwen2_vl"), **SETTINGS)
     assert call(command, project).returncode == 0
     assert read_records(runs_folder(project, "tiny"))[-1].outcome == "finished"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pipelines.conftest import newest, project, run  # noqa: F401
+from pipelines.conftest import fresh_run, newest, once, project, run  # noqa: F401
 from qwen_vl_lora.lineage.records import read_record, runs_folder
 
 

@@ -19,6 +19,12 @@ def records(project):
     return lambda: read_records(runs_folder(project, "tiny"))
 
 
+@pytest.fixture
+def run(fresh_run):
+    """Every run is a real one: their records are what is looked at."""
+    return fresh_run
+
+
 def test_a_training_can_be_told_from_its_record_and_from_its_adapters(run, records, newest, base_path, monkeypatch):
     monkeypatch.setenv("MY_SECRET", "hunter2")
     run("data_engineering")

@@ -9,6 +9,8 @@ import pytest
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
+from made_once import made_once
+
 PROJECT = Path(__file__).parents[2]
 SLICE = {
     "captions": {"num_rows": 40},
@@ -16,6 +18,7 @@ SLICE = {
     "training_args": {"num_train_epochs": 1, "per_device_train_batch_size": 4, "save_steps": 2},
     "generation": {"max_new_tokens": 4},
     "scoring": {"bootstrap_samples": 10},
+    "swanlab": {"mode": "disabled"},
 }
 
 
@@ -31,8 +34,8 @@ def project(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(project, base_path):
-    """`run("training", lora={"r": 8})`: a pipeline on a slice of the default data with a random tiny base."""
+def fresh_run(project, base_path):
+    """`fresh_run("training", lora={"r": 8})`: a pipeline on a slice of the default data with a random tiny base."""
 
     def go(*pipelines, base="qwen2_vl", env=None, **changes):
         parameters = {**SLICE, "base_model": str(base_path(base)), "device": "cpu"}
@@ -41,6 +44,37 @@ def run(project, base_path):
             parameters[key] = {**old, **value} if isinstance(old, dict) else value
         with KedroSession.create(project_path=project, env=env, runtime_params=parameters) as session:
             return session.run(pipeline_names=list(pipelines))
+
+    return go
+
+
+@pytest.fixture
+def once(project, tmp_path_factory):
+    """`once("trained", make)`: the project's first runs. Made by the first test that asks, copied for the others."""
+
+    def go(name, make):
+        data = project / "data"
+        assert not data.exists()
+
+        def keep(folder):
+            make()
+            shutil.copytree(data, folder)
+
+        kept = made_once(tmp_path_factory.getbasetemp(), f"data of {name}", keep)
+        if not data.exists():
+            shutil.copytree(kept, data)
+
+    return go
+
+
+@pytest.fixture
+def run(project, fresh_run, once):
+    """As `fresh_run`; a project that begins with `run("data_engineering")` gets what an earlier one made by it."""
+
+    def go(*pipelines, **options):
+        if pipelines == ("data_engineering",) and not options and not (project / "data").exists():
+            return once("the default slice", lambda: fresh_run("data_engineering"))
+        return fresh_run(*pipelines, **options)
 
     return go
 

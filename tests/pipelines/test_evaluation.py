@@ -8,9 +8,18 @@ import pytest
 from qwen_vl_lora.exceptions import AdapterError, ParameterError
 
 
-def test_evaluation_leaves_predictions_metrics_and_one_self_contained_page(run, newest):
-    run("data_engineering")
-    run("training")
+@pytest.fixture
+def trained(run, once):
+    """The default data and an adapter of them."""
+
+    def make():
+        run("data_engineering")
+        run("training")
+
+    once("trained", make)
+
+
+def test_evaluation_leaves_predictions_metrics_and_one_self_contained_page(trained, run, newest):
     run("evaluation")
     predictions = pd.read_csv(newest("07_model_output/tiny/predictions.csv"), keep_default_na=False)
     assert list(predictions.columns) == [
@@ -26,9 +35,7 @@ def test_evaluation_leaves_predictions_metrics_and_one_self_contained_page(run, 
     assert 'src="http' not in page
 
 
-def test_an_adapter_of_another_prompt_is_refused(run):
-    run("data_engineering")
-    run("training")
+def test_an_adapter_of_another_prompt_is_refused(trained, run):
     with pytest.raises(AdapterError, match="prompt: trained with .*Describe this picture.*configured .*What"):
         run("evaluation", prompt={"user": "What is this?"})
 
@@ -41,9 +48,7 @@ def test_conversations_that_ask_otherwise_than_is_configured_are_not_trained_on(
         run("training", "evaluation", prompt={"system": "Be brief."})
 
 
-def test_an_adapter_is_not_evaluated_on_conversations_that_ask_otherwise(run):
-    run("data_engineering")
-    run("training")
+def test_an_adapter_is_not_evaluated_on_conversations_that_ask_otherwise(trained, run):
     told = {"scoring": {"settings_from": "adapter"}}
     with pytest.raises(ParameterError, match=r"than the adapter was trained with: prompt.user: What is this\? → Desc"):
         run("data_engineering", "evaluation", prompt={"user": "What is this?"}, **told)
@@ -51,16 +56,12 @@ def test_an_adapter_is_not_evaluated_on_conversations_that_ask_otherwise(run):
     run("evaluation", **told)  # of the data that the adapter was trained on
 
 
-def test_an_adapter_of_another_base_is_refused(run):
-    run("data_engineering")
-    run("training")
+def test_an_adapter_of_another_base_is_refused(trained, run):
     with pytest.raises(AdapterError, match="base model: trained with"):
         run("evaluation", base="qwen2_5_vl")
 
 
-def test_told_to_an_adapter_is_evaluated_by_its_own_settings(run, newest):
-    run("data_engineering")
-    run("training")
+def test_told_to_an_adapter_is_evaluated_by_its_own_settings(trained, run, newest):
     run("evaluation")
     own = newest("07_model_output/tiny/predictions.csv").read_text()
     other = {"image": {"resized_height": 56, "resized_width": 84}, "prompt": {"user": "What is this?"}}

@@ -1,8 +1,6 @@
 """The inference pipeline captions what people point it at, as the adapter was trained to be asked."""
 
 import json
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -17,10 +15,14 @@ TRAINED_PROMPT = "What is in this picture?"
 
 
 @pytest.fixture
-def trained(run):
+def trained(run, once):
     """An adapter that was asked another question than the configured one."""
-    run("data_engineering", prompt={"user": TRAINED_PROMPT})
-    run("training", prompt={"user": TRAINED_PROMPT}, training_args={"max_steps": 1})
+
+    def make():
+        run("data_engineering", prompt={"user": TRAINED_PROMPT})
+        run("training", prompt={"user": TRAINED_PROMPT}, training_args={"max_steps": 1})
+
+    once("asked another question", make)
 
 
 @pytest.fixture
@@ -38,14 +40,6 @@ def folder(tmp_path):
 
 def read(file):
     return pd.read_csv(file, keep_default_na=False, dtype=str)
-
-
-def test_loading_the_pipeline_imports_no_torch():
-    code = (
-        "import sys; from qwen_vl_lora.pipelines.inference import create_pipeline; create_pipeline();"
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_node_names_are_function_names():

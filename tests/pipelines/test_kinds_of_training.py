@@ -24,7 +24,7 @@ def record(adapter):
     return json.loads((adapter / "adapter_record.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("quantization", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_quantized_base_trains_is_measured_captions_and_is_exported(run, newest, project, quantization):
     pytest.importorskip("bitsandbytes")
     run("data_engineering")
@@ -43,7 +43,7 @@ def test_a_quantized_base_trains_is_measured_captions_and_is_exported(run, newes
         run("evaluation")
 
 
-@pytest.mark.parametrize("kind", ["use_dora", "use_rslora"])
+@pytest.mark.parametrize("kind", ["use_dora", pytest.param("use_rslora", marks=pytest.mark.slow)])
 def test_other_kinds_of_lora_train_resume_and_are_exported(run, newest, monkeypatch, kind):
     changes = {**STRONG, "lora": {"lora_dropout": 0.0, kind: True}}
     run("data_engineering")

@@ -20,6 +20,16 @@ def cloud(monkeypatch):
     cloud.close()
 
 
+@pytest.fixture
+def run(run):
+    """Pipelines that tell SwanLab of themselves."""
+
+    def go(*pipelines, swanlab=None, **changes):
+        return run(*pipelines, swanlab={"mode": "auto", **(swanlab or {})}, **changes)
+
+    return go
+
+
 def logged(newest, column):
     log = pd.read_csv(newest("08_reporting/tiny/training_log.csv")).dropna(subset=[column])
     return dict(zip(log["step"], log[column], strict=True))

@@ -99,27 +99,6 @@ def test_shared_and_separate_rows_train_the_same_number_of_steps(run, newest):
     assert steps[0] == steps[1]
 
 
-def test_the_best_validation_step_is_published_and_training_stops_early(run, newest):
-    run("data_engineering")
-    run(
-        "training",
-        training_args={
-            "num_train_epochs": 30,
-            "learning_rate": 0.3,  # makes it worse soon
-            "eval_strategy": "steps",
-            "eval_steps": 2,
-            "save_steps": 2,
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "loss",
-            "early_stopping_patience": 2,
-        },
-    )
-    summary = json.loads(newest("08_reporting/tiny/training_summary.json").read_text())
-    log = pd.read_csv(newest("08_reporting/tiny/training_log.csv"))
-    assert summary["best_step"] == log.loc[log["validation_loss"].idxmin(), "step"]
-    assert summary["steps"] == summary["best_step"] + 2 * 2
-
-
 def test_an_adapted_tower_trains_on_pixels(run, newest):
     run("data_engineering")
     run("training", base="qwen2_5_vl", vision="adapted", training_args={"max_steps": 1})

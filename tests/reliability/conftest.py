@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import call, kedro_run, make_project
+from command_line import project_with_data
 
 # Root without these is refused by the kernel like anybody else.
 WITHOUT_RIGHTS = ("setpriv", "--inh-caps=-all", "--bounding-set=-dac_override,-dac_read_search,-fowner")
@@ -20,10 +20,7 @@ SOMEBODY_ELSE = 65534
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A project in which data_engineering has run once. Read-only: copy it."""
-    project = make_project(tmp_path_factory.mktemp("finished"))
-    result = call(kedro_run("data_engineering"), project)
-    assert result.returncode == 0, result.stderr
-    return project
+    return project_with_data(tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("finished") / "project")
 
 
 class Disk:

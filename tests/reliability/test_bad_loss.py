@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.conftest import newest, project, run  # noqa: F401  fixtures
+from pipelines.conftest import fresh_run, newest, once, project, run  # noqa: F401  fixtures
 from qwen_vl_lora.exceptions import TrainingError
 from qwen_vl_lora.tuning.trainer import CaptionTrainer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.conftest import newest, project, run  # noqa: F401  fixtures
+from pipelines.conftest import fresh_run, newest, once, project, run  # noqa: F401  fixtures
 
 
 class Payload:

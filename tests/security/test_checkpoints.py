@@ -18,9 +18,8 @@ PICKLES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin")
 
 
 @pytest.fixture
-def interrupted(run, project, monkeypatch):
+def interrupted(run, once, project, monkeypatch):
     """A training that was stopped after its first checkpoint; the checkpoint's folder."""
-    run("data_engineering")
     step = CaptionTrainer.training_step
 
     def stop_at_the_third(self, *arguments):
@@ -28,9 +27,13 @@ def interrupted(run, project, monkeypatch):
             raise KeyboardInterrupt
         return step(self, *arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(CaptionTrainer, "training_step", stop_at_the_third)
-        run("training")
+    def make():
+        run("data_engineering")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(CaptionTrainer, "training_step", stop_at_the_third)
+            run("training")
+
+    once("interrupted", make)
     (checkpoint,) = (project / "data/09_workspace").rglob("checkpoint-2")
     assert {name for name in PICKLES if (checkpoint / name).is_file()} == set(PICKLES)
     return checkpoint
