@@ -12,6 +12,12 @@ def benchmarks_importable(monkeypatch):
     monkeypatch.syspath_prepend(str(PROJECT))
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Where the base is built once."""
+    return tmp_path_factory.mktemp("memory")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -21,8 +27,8 @@ def benchmarks_importable(monkeypatch):
     ],
     ids=["plain rows", "shared rows, checkpointing", "no dropout"],
 )
-def test_the_estimate_is_within_a_tenth_of_what_a_cpu_allocates(tmp_path, changes):
+def test_the_estimate_is_within_a_tenth_of_what_a_cpu_allocates(root, changes):
     from benchmarks.memory import Cell, measure
 
-    measured = measure(Cell(base="replica", dtype="float32", **changes), tmp_path, "cpu")
+    measured = measure(Cell(base="replica", dtype="float32", **changes), root, "cpu")
     assert measured["ratio"] == pytest.approx(1, abs=0.1), measured

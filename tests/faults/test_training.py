@@ -5,9 +5,10 @@ import subprocess
 import time
 from collections import Counter
 
+import pandas as pd
 import pytest
 
-from command_line import TRAINING_SLICE, call, kedro_run, make_project
+from command_line import TRAINING_SLICE, kedro_run, project_with_data
 from faults.killing import SAVE_STEPS, seeded_faults
 from qwen_vl_lora.lineage.records import read_records, runs_folder
 
@@ -78,11 +79,10 @@ def test_a_training_that_is_asked_to_stop_saves_first_and_repeats_nothing(refere
     assert project.summary()["resumed_from"] == "checkpoint-5"
 
 
-def test_sigterm_ends_the_command_with_one_message(tmp_path, base_path):
-    project = make_project(tmp_path / "project")
-    assert call(kedro_run("data_engineering"), project).returncode == 0
-    settings = {**TRAINING_SLICE, "training_args.num_train_epochs": 50, "base_model": base_path("qwen2_vl")}
-    command = kedro_run("training", **settings)
+def test_sigterm_ends_the_command_with_one_message(tmp_path, tmp_path_factory, base_path):
+    project = project_with_data(tmp_path_factory.getbasetemp(), tmp_path / "project")
+    settings = {**TRAINING_SLICE, "training_args.num_train_epochs": 50, "swanlab.mode": "disabled"}
+    command = kedro_run("training", base_model=base_path("qwen2_vl"), **settings)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=project, **pipes) as process:
         for line in process.stdout:
@@ -104,7 +104,7 @@ def test_a_stop_at_the_end_of_an_epoch_does_not_lose_its_validation(reference):
     assert project.result() == result
 
 
-@pytest.mark.parametrize("strategy", ["steps", "no"])
+@pytest.mark.parametrize("strategy", ["steps", pytest.param("no", marks=pytest.mark.slow)])
 def test_a_stop_after_the_last_step_is_heard_and_no_step_is_trained_again(reference, killable, strategy):
     project, result, *_ = reference
     other = killable(folder=project.folder, training_args={"save_strategy": strategy})
@@ -144,7 +144,41 @@ def test_a_finished_training_never_resumes(reference):
     assert not list((project.folder / "data/09_workspace/tiny/training").glob("*/checkpoint-*"))
 
 
-@pytest.mark.parametrize("fault", [("step", 5), ("renamed", 2), ("load_best", 1), ("publish", 1)])
+@pytest.fixture(scope="module")
+def stopping_early(killable):
+    """A job that stops early and publishes its best step, what it gives undisturbed, and its summary."""
+    project = killable(
+        training_args={
+            "num_train_epochs": 30,
+            "learning_rate": 0.3,  # makes it worse soon
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "save_steps": 2,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "loss",
+            "early_stopping_patience": 2,
+        }
+    )
+    assert project.train()[0] == 0
+    return project, project.result(), project.summary()
+
+
+def test_training_stops_early_and_publishes_the_step_of_the_best_validation(stopping_early):
+    project, _, summary = stopping_early
+    log = pd.read_csv(project.newest("08_reporting/tiny/training_log.csv"))
+    assert summary["best_step"] == log.loc[log["validation_loss"].idxmin(), "step"]
+    assert summary["steps"] == summary["best_step"] + 2 * 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(("step", 5), marks=pytest.mark.slow),
+        ("renamed", 2),
+        ("load_best", 1),
+        pytest.param(("publish", 1), marks=pytest.mark.slow),
+    ],
+)
 def test_early_stopping_and_the_best_step_survive_a_kill(stopping_early, fault):
     project, result, summary = stopping_early
     assert kill_and_go_on(project, fault) is not None
@@ -169,25 +203,6 @@ def test_a_kill_at_the_end_repeats_nothing_though_one_checkpoint_is_kept(killabl
     assert summary["best_step"] < summary["steps"] - SAVE_STEPS
     assert kill_and_go_on(project, ("stage", 1)) == 0
     assert project.result() == result
-
-
-@pytest.fixture(scope="module")
-def stopping_early(killable):
-    project = killable(
-        training_args={
-            "num_train_epochs": 30,
-            "learning_rate": 0.3,  # makes it worse soon
-            "eval_strategy": "steps",
-            "eval_steps": 2,
-            "save_steps": 2,
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "loss",
-            "early_stopping_patience": 2,
-        }
-    )
-    assert project.train()[0] == 0
-    assert project.summary()["steps"] == project.summary()["best_step"] + 4
-    return project, project.result(), project.summary()
 
 
 def test_two_runs_at_once_in_one_data_folder_each_read_their_own(killable):

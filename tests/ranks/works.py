@@ -32,7 +32,7 @@ def fail(task):
     """Rank 1 fails as it is told to; rank 0 waits for it."""
     here.note("step 3")
     if here.rank() == 1:
-        _FAULTS[task["fault"]]()
+        FAULTS[task["fault"]]()
     here.meet("step 3: counting")
 
 
@@ -45,7 +45,7 @@ def _raise(error):
     raise error
 
 
-_FAULTS = {
+FAULTS = {
     "expected": lambda: _raise(DataFormatError("Picture 7 is bad. Take another.")),
     "program": lambda: {}["nothing"],
     "disk": lambda: _raise(OSError(28, "No space left on device", "data/x")),

@@ -28,6 +28,23 @@ def test_every_row_of_a_table_of_promises_names_a_test(document):
     assert [row for row in rows if "held by" not in row and not NAMED.search(row)] == []
 
 
+def is_slow(function: ast.FunctionDef, module: ast.Module) -> bool:
+    """Whether every case of a test is left to `make test-slow`."""
+    of_all = [node.value for node in module.body if isinstance(node, ast.Assign) and "pytestmark" in ast.unparse(node)]
+    return "pytest.mark.slow" in map(ast.unparse, [*function.decorator_list, *of_all])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_promise_that_only_slow_tests_hold_says_so(document):
+    for row in (PROJECT / document).read_text("utf-8").splitlines():
+        named = NAMED.findall(row) if row.startswith("| ") else []
+        slow = []
+        for file, name in named:
+            module = ast.parse((PROJECT / file).read_text("utf-8"))
+            slow += [is_slow(node, module) for node in module.body if getattr(node, "name", None) == name]
+        assert not named or not all(slow) or "`make test-slow`" in row, row
+
+
 def test_the_seed_and_count_of_fuzzing_are_those_of_the_test():
     from samples.test_image_files import FUZZING_SEED, NUM_MUTATIONS
 
