@@ -17,7 +17,7 @@ viz: $(VENV)/.installed ## look at pipelines and artifacts in the browser
 	$(BIN)/qwen-vl-lora viz
 
 test: lint ## lint, types, layers and tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -36,18 +37,18 @@ from samples.pictures import (
     captions_parameters, image_parameters, prompt_parameters, quarantine_parameters, workspace_folder
 )
 
-project, entry, captions, image = json.loads(sys.argv[1])
-source = AbstractDataset.from_config("captioned_images", entry).load()
-collected = collect(
-    source, workspace_folder(Path(project)), captions_parameters(**captions), image_parameters(**image),
-    quarantine_parameters(1.0),
-)
-rejected = collected.rejected_samples.to_dict("records")
-conversations = build_conversations(collected.samples, collected.images, prompt_parameters())
-split = split_conversations(
-    conversations, collected.images, SplitParameters(test_images=1, validation_images=1, seed=1)
-) if len(collected.images) > 2 else None
-print("\\n" + json.dumps([collected.samples, rejected, conversations, split]))
+for project, entry, captions, image in json.loads(sys.argv[1]):
+    source = AbstractDataset.from_config("captioned_images", entry).load()
+    collected = collect(
+        source, workspace_folder(Path(project)), captions_parameters(**captions), image_parameters(**image),
+        quarantine_parameters(1.0),
+    )
+    rejected = collected.rejected_samples.to_dict("records")
+    conversations = build_conversations(collected.samples, collected.images, prompt_parameters())
+    split = split_conversations(
+        conversations, collected.images, SplitParameters(test_images=1, validation_images=1, seed=1)
+    ) if len(collected.images) > 2 else None
+    print("\\n" + json.dumps([collected.samples, rejected, conversations, split]))
 """
 
 
@@ -56,17 +57,28 @@ def dataset(**changes) -> AbstractDataset:
 
 
 @pytest.fixture
-def collected(tmp_path, pytestconfig):
-    """`collected(captions={"num_rows": 3})`: what the pipeline's node makes of the table."""
+def collect_each(pytestconfig):
+    """`collect_each([folder, entry, captions, image], …)`: what the pipeline's node makes of each, in one process."""
 
-    def go(captions=None, image=None, entry=ENTRY):
-        arguments = json.dumps([str(tmp_path / "project"), entry, captions or {}, image or {}])
-        command = [sys.executable, "-c", COLLECT, arguments]
+    def go(*orders):
+        command = [sys.executable, "-c", COLLECT, json.dumps([[str(folder), *order] for folder, *order in orders])]
         tests = str(pytestconfig.rootpath / "tests")
         child = subprocess.run(command, cwd=tests, capture_output=True, text=True, timeout=120, check=False)
         assert child.returncode == 0, child.stderr[-3000:]
+        results = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("[[")]
+        assert len(results) == len(orders)
         names = ("samples", "rejected", "conversations", "split")
-        return dict(zip(names, json.loads(child.stdout.splitlines()[-1]), strict=True))
+        return [dict(zip(names, result, strict=True)) for result in results]
+
+    return go
+
+
+@pytest.fixture
+def collected(tmp_path, collect_each):
+    """`collected(captions={"num_rows": 3})`: what the pipeline's node makes of the table."""
+
+    def go(captions=None, image=None, entry=ENTRY):
+        return collect_each([tmp_path / "project", entry, captions or {}, image or {}])[0]
 
     return go
 
@@ -83,8 +95,8 @@ def test_rows_become_captions_and_bad_ones_are_rejected_with_their_reason(hub, c
     hub.fail(names[3], Fault(status=500))
     hub.fail(names[4], *[Fault(status=500)] * 9)
     hub.fail(names[5], Fault(cut=100))
-    hub.fail(names[6], *[Fault(delay=9.0)] * 3)
-    result = collected(image={"url_timeout": 4.0})
+    hub.fail(names[6], *[Fault(delay=4.0)] * 3)
+    result = collected(image={"url_timeout": 2.0})
     assert [sample["id"] for sample in result["samples"]] == [f"COCO_{number:012}" for number in (0, 3, 5, 7)]
     assert result["samples"][0]["turns"] == [{"role": "assistant", "text": "A picture, number 0."}]
     found = {row["row"]: (row["reason"], row["detail"]) for row in result["rejected"]}
@@ -99,7 +111,7 @@ def test_rows_become_captions_and_bad_ones_are_rejected_with_their_reason(hub, c
     # An interrupted or repeated run asks again for what it did not get, and for nothing else.
     before = len(hub.requests)
     hub.faults.clear()
-    assert len(collected(image={"url_timeout": 4.0})["samples"]) == 6
+    assert len(collected(image={"url_timeout": 2.0})["samples"]) == 6
     again = [request.file for request in hub.requests[before:] if request.path.startswith("/storage/")]
     assert sorted(set(again)) == sorted(names[number] for number in (1, 2, 4, 6))
 
@@ -119,39 +131,52 @@ def test_the_hub_gives_the_same_conversations_and_split_as_a_table_of_files(hub,
     assert from_hub["split"] == from_table["split"]
 
 
-@pytest.mark.parametrize(
-    ("captions", "ids"),
-    [({"num_rows": 3}, [0, 1, 2]), ({"num_rows": 3, "sampling": "random", "seed": 1}, None)],
-)
-def test_only_the_pictures_of_rows_that_are_taken_are_fetched(hub, collected, captions, ids):  # noqa: F811
+def test_only_the_pictures_of_rows_that_are_taken_are_fetched(hub, collect_each, tmp_path):  # noqa: F811
     add_coco(hub, [jpeg(seed) for seed in range(12)])
-    taken = [sample["id"] for sample in collected(captions=captions)["samples"]]
-    assert len(taken) == 3
-    assert ids is None or taken == [f"COCO_{number:012}" for number in ids]
-    assert sorted(pictures_asked_for(hub)) == sorted(f"train2014/{image_id}.jpg" for image_id in taken)
+    orders = [{"num_rows": 3}, {"num_rows": 3, "sampling": "random", "seed": 1}]
+    results = collect_each(*([tmp_path / str(number), ENTRY, order, {}] for number, order in enumerate(orders)))
+    first, drawn = ([sample["id"] for sample in result["samples"]] for result in results)
+    assert first == [f"COCO_{number:012}" for number in (0, 1, 2)]
+    assert len(drawn) == 3
+    assert drawn != first
+    assert sorted(pictures_asked_for(hub)) == sorted(f"train2014/{image_id}.jpg" for image_id in first + drawn)
 
 
-@pytest.mark.parametrize("fault", [Fault(status=500), Fault(corrupt=True), Fault(cut=50)])
-def test_a_file_of_the_table_that_arrives_wrong_is_fetched_again(hub, collected, fault):  # noqa: F811
-    add_coco(hub, [jpeg(seed) for seed in range(4)])
-    hub.fail("train.csv", fault)
-    assert len(collected()["samples"]) == 4
+def test_a_file_of_the_table_that_arrives_wrong_is_fetched_again(hub, collect_each, tmp_path):  # noqa: F811
+    faults = {"refused": Fault(status=500), "corrupt": Fault(corrupt=True), "cut": Fault(cut=50)}
+    orders = []
+    for name, fault in faults.items():
+        add_coco(hub, [jpeg(seed) for seed in range(4)], dataset=f"some/{name}", table=f"{name}.csv")
+        hub.fail(f"{name}.csv", fault)
+        orders.append([tmp_path / name, ENTRY | {"dataset": f"some/{name}@master"}, {}, {}])
+    for name, result in zip(faults, collect_each(*orders), strict=True):
+        assert len(result["samples"]) == 4
+        assert len(hub.asked_for(f"{name}.csv")) == 2
+
+
+def half_of_the_table(cache):
+    """The file of the table while it arrives; the dataset's other files are small."""
+    for path in cache.rglob("*.incomplete"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size > 10_000:
+                return path
+    return None
 
 
 def test_a_killed_download_of_the_tables_file_goes_on_where_it_was(hub, tmp_path, pytestconfig, collected):  # noqa: F811
     add_coco(hub, [jpeg(seed) for seed in range(40)], [f"{number} {'x' * 30_000}" for number in range(40)])
     hub.fail("train.csv", Fault(delay=0.2))
-    arguments = json.dumps([str(tmp_path / "project"), ENTRY, {}, {}])
+    arguments = json.dumps([[str(tmp_path / "project"), ENTRY, {}, {}]])
     tests = str(pytestconfig.rootpath / "tests")
     child = subprocess.Popen([sys.executable, "-c", COLLECT, arguments], cwd=tests, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not (partial := [*(tmp_path / "cache").rglob("*.incomplete")]) or not partial[0].stat().st_size:
+    while (partial := half_of_the_table(tmp_path / "cache")) is None:
         assert child.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    had = partial[0].stat().st_size
+    had = partial.stat().st_size
     assert 0 < had < len(hub.datasets[COCO, "master"].files["train.csv"])
     assert len(collected()["samples"]) == 40
     assert [request.range for request in hub.asked_for("train.csv")] == [None, f"bytes={had}-"]

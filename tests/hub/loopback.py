@@ -67,15 +67,23 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def add_coco(hub: HubServer, pictures: list[bytes], captions: list[str] | None = None) -> None:
+def add_coco(
+    hub: HubServer,
+    pictures: list[bytes],
+    captions: list[str] | None = None,
+    *,
+    dataset: str = COCO,
+    table: str = "train.csv",
+) -> None:
     """The dataset of the COCO recipe, a row for each picture."""
     lines = io.StringIO()
-    table = csv.writer(lines)
-    table.writerow(["uniq_id", "image_id", "caption", "image"])
+    rows = csv.writer(lines)
+    rows.writerow(["uniq_id", "image_id", "caption", "image"])
     for number, picture in enumerate(pictures):
         name = f"train2014/COCO_{number:012}.jpg"
         hub.storage[name] = picture
         caption = captions[number] if captions else f" A picture,  number {number}.\n"
-        table.writerow([number, f"COCO_{number:012}", caption, f"{hub.endpoint}/storage/{name}"])
-    files = {"coco_2014_caption.py": COCO_SCRIPT, "README.md": "# COCO\n", "train.csv": lines.getvalue()}
-    hub.add_dataset(COCO, {name: text.encode() for name, text in files.items()})
+        rows.writerow([number, f"COCO_{number:012}", caption, f"{hub.endpoint}/storage/{name}"])
+    script = {f"{dataset.partition('/')[2]}.py": COCO_SCRIPT.replace("train.csv", table)}
+    files = {**script, "README.md": "# COCO\n", table: lines.getvalue()}
+    hub.add_dataset(dataset, {name: text.encode() for name, text in files.items()})

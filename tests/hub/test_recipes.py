@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
 
 from hub.loopback import COCO, MODEL, add_coco, files_of, hub, hub_environment  # noqa: F401
 from hub.server import Fault, HubServer
@@ -246,15 +249,32 @@ def write_table(table, folder: Path, **options) -> Path:
     return folder / "coco-2024-dataset.csv"
 
 
+def as_a_command(machine, file):
+    status, said = machine.run(
+        "--env", "own_captions", "--pipeline", "data_engineering", "--params", f"captions_file={file}"
+    )
+    assert status == 0, said[-3000:]
+
+
+def in_this_process(machine, file):
+    given = {"captions_file": str(file)}
+    with contextlib.chdir(machine.project):
+        bootstrap_project(machine.project)
+        with KedroSession.create(project_path=machine.project, env="own_captions", runtime_params=given) as session:
+            session.run(pipeline_names=["data_engineering"])
+
+
 @pytest.mark.parametrize(
-    "written",
+    ("written", "run"),
     [
-        pytest.param(write_table, id="pandas"),
-        pytest.param(lambda table, folder: write_table(table, folder, index=False), id="pandas without index"),
-        pytest.param(write_as_the_tutorial_does, id="the tutorial's data_vl.json"),
+        pytest.param(write_table, in_this_process, id="pandas"),
+        pytest.param(
+            lambda table, folder: write_table(table, folder, index=False), in_this_process, id="pandas without index"
+        ),
+        pytest.param(write_as_the_tutorial_does, as_a_command, id="the tutorial's data_vl.json"),
     ],
 )
-def test_500_jpegs_and_their_captions_work_as_they_are(machine, tmp_path, written):
+def test_500_jpegs_and_their_captions_work_as_they_are(machine, tmp_path, written, run):
     import pandas as pd
 
     folder = tmp_path / "mine, with a comma"
@@ -262,10 +282,7 @@ def test_500_jpegs_and_their_captions_work_as_they_are(machine, tmp_path, writte
     for number, name in enumerate(names):
         write(folder / name, jpeg(number, (16, 12)))
     table = pd.DataFrame({"image_path": names, "caption": [f"Caption, “{number}”" for number in range(500)]})
-    file = written(table, folder)
-    arguments = ["--env", "own_captions", "--pipeline", "data_engineering"]
-    status, said = machine.run(*arguments, "--params", f"captions_file={file}")
-    assert status == 0, said[-3000:]
+    run(machine, written(table, folder))
     with machine.newest("02_intermediate/own_captions/caption_table.csv").open(encoding="utf-8", newline="") as lines:
         assert [row["caption"] for row in csv.DictReader(lines)] == list(table["caption"])
     assert machine.load("05_model_input/own_captions/split_summary.json")["samples"]["train"] == 496

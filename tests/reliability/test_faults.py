@@ -12,12 +12,13 @@ import os
 import subprocess
 import sys
 import threading
-import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from command_line import TRAINING_SLICE, call, kedro_run
+from ranks.processes import wait_until
 from reliability.artifacts import assert_nothing_was_lost, assert_one_message, assert_whole, snapshot
 from reliability.conftest import SOMEBODY_ELSE
 
@@ -98,7 +99,8 @@ def test_a_folder_that_lost_its_permission_is_named(project, without_rights, art
 def test_an_artifact_that_may_not_be_read_is_named(project, without_rights, base_path):
     (conversations,) = (project / "data/05_model_input/tiny/train_conversations.json").glob("*/*.json")
     give_away(conversations, 0o000)
-    command = kedro_run("training", prefix=without_rights, base_model=base_path("qwen2_vl"), **TRAINING_SLICE)
+    settings = {**TRAINING_SLICE, "base_model": base_path("qwen2_vl"), "swanlab.mode": "disabled"}
+    command = kedro_run("training", prefix=without_rights, **settings)
     assert_one_message(call(command, project), "Access was refused", "train_conversations.json", "with mode 0")
 
 
@@ -182,22 +184,22 @@ def test_a_log_file_on_a_full_disk_stops_the_run_in_order(disk, project):
 
 
 def test_a_full_pipe_is_waited_for_and_no_line_is_lost(project):
-    """The writing end does not block, as some terminals and supervisors leave it."""
+    """The writing end does not block, as some terminals and supervisors leave it. Read once the run waits for it."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     os.set_blocking(writing, False)
     os.write(writing, b"x" * 4000 + b"\n")  # the run's first lines find no room
+    process = subprocess.Popen(kedro_run(DATA), cwd=project, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
     lines: list[bytes] = []
 
     def read_late():
-        time.sleep(20)
+        wait_until(lambda: "pipe_write" in Path(f"/proc/{process.pid}/wchan").read_text(), 20)
         with os.fdopen(reading, "rb") as stream:
             lines.extend(stream)
 
     reader = threading.Thread(target=read_late)
     reader.start()
-    process = subprocess.Popen(kedro_run(DATA), cwd=project, stdout=writing, stderr=subprocess.PIPE, text=True)
-    os.close(writing)
     with process.stderr as messages:
         said = messages.read()
     assert process.wait(timeout=120) == 0, said

@@ -6,6 +6,8 @@ import random
 from dataclasses import replace
 from itertools import islice
 
+import pytest
+
 from qwen_vl_lora.scenes.dialogue import random_conversation
 from qwen_vl_lora.scenes.drawing import Placed, Scene, random_scene
 from qwen_vl_lora.scenes.language import read_attributes, true_attributes
@@ -25,8 +27,9 @@ def pretraining_scenes(num_conversations: int) -> list[Scene]:
     return [scene for _ in range(num_conversations) for turn in random_conversation(rng) for scene in turn.pictures]
 
 
-def test_held_out_and_fine_tuning_descriptions_never_occur_in_pretraining() -> None:
-    seen = {describe(scene) for scene in pretraining_scenes(20_000)}
+@pytest.mark.parametrize("num_conversations", [5_000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_held_out_and_fine_tuning_descriptions_never_occur_in_pretraining(num_conversations: int) -> None:
+    seen = {describe(scene) for scene in pretraining_scenes(num_conversations)}
     held_out = {describe(scene) for scene in held_out_scenes(2_000, seed=0)}
     fine_tuning = {sample.turns[0].text for sample in draw_captioned_scenes(2_000, seed=0)}
     assert not seen & held_out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 from collections.abc import Iterator
@@ -39,15 +40,31 @@ def recipe(tower_steps: int = 4, language_steps: int = 8, **changes: Any) -> Pre
     )
 
 
+build_once = functools.cache(build_processor)
+
+
 @pytest.fixture(scope="module")
 def processor() -> Qwen2VLProcessor:
-    return build_processor(seed=0)
+    return build_once(seed=0)
+
+
+@pytest.fixture(autouse=True)
+def one_vocabulary_for_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training it takes longer than the rest of these trainings."""
+    monkeypatch.setattr(pretraining, "build_processor", lambda seed: build_once(seed=seed))
 
 
 @pytest.fixture(autouse=True)
 def restore_random_state() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
+    """What a run gives that nobody kills."""
+    with torch.random.fork_rng(devices=[]):
+        return pretrain(recipe(tower_steps=8), tmp_path_factory.mktemp("whole"))[0]
 
 
 def scored_text(conversations: list[Conversation], processor: Qwen2VLProcessor) -> list[str]:
@@ -109,9 +126,8 @@ def test_language_stage_leaves_the_tower_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage_name", ["tower", "language"])
 def test_a_killed_run_goes_on_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage_name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: torch.nn.Module, stage_name: str
 ) -> None:
-    whole, _ = pretrain(recipe(tower_steps=8), tmp_path / "whole")
     save = pretraining._Fitting._save
 
     def save_and_die(fitting: Any, stage: str, step: int, optimizer: torch.optim.Optimizer) -> None:

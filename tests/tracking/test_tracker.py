@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen_vl_lora.tracking import tracker as tracking_tracker
 from tracking.cloud import KEY
 from tracking.runs import METRICS, losses, pictures, records, row, synced, train, wait_for
 
@@ -22,6 +23,12 @@ CLOUD_FAULTS = {
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "swanlab"
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Two seconds for the cloud at the end of a run; others below wait the five that users do."""
+    monkeypatch.setattr(tracking_tracker, "CLOUD_SECONDS", 2)
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +119,9 @@ def check_record(folder, remedy, elsewhere):
 
 
 @pytest.mark.parametrize("fault", CLOUD_FAULTS)
-def test_a_cloud_that_fails_in_the_middle_stops_nothing(make_tracker, folder, cloud, make_cloud, caplog, fault):
+def test_a_cloud_that_fails_in_the_middle_stops_nothing(
+    impatient, make_tracker, folder, cloud, make_cloud, caplog, fault
+):
     tracker = make_tracker(describe, mode="online")
     train(tracker, range(1, 7))
     wait_for(lambda: cloud.runs and cloud.run.curve("train/loss") == pytest.approx(losses(range(1, 7))))
@@ -126,7 +135,9 @@ def test_a_cloud_that_fails_in_the_middle_stops_nothing(make_tracker, folder, cl
 
 
 @pytest.mark.parametrize("place", ["experiment", "presigned", "state"])
-def test_a_cloud_that_falls_silent_anywhere_stops_nothing(make_tracker, folder, cloud, make_cloud, caplog, place):
+def test_a_cloud_that_falls_silent_anywhere_stops_nothing(
+    impatient, make_tracker, folder, cloud, make_cloud, caplog, place
+):
     cloud.after = {place: "silent"}
     tracker = make_tracker(describe, mode="online")
     train(tracker)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,9 +113,13 @@ def undisturbed(job):
     return job.train("undisturbed", 2, 2, dropout=0.1)
 
 
-@pytest.fixture
-def command(job):
-    """`command(workspace, fault)`: the training as a process of its own, which leaves none behind."""
+@pytest.fixture(scope="module")
+def stopped(job):
+    """`stopped(fault, "a copy")`: how a training with this fault ended as a process of its own, which left none behind.
+
+    Made once for each fault; its workspace is copied.
+    """
+    made = {}
 
     def run(workspace, fault):
         paths = [str(Path(two_ranks.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -125,7 +130,14 @@ def command(job):
             assert wait_until(lambda: not living(mark), 10), living(mark)
         return done
 
-    return run
+    def copied(fault, workspace):
+        original = fault.replace(":", "-").replace(" ", "-")
+        if fault not in made:
+            made[fault] = run(original, fault)
+        shutil.copytree(job.folder / original, job.folder / workspace)
+        return made[fault]
+
+    return copied
 
 
 @pytest.mark.parametrize(
@@ -142,11 +154,11 @@ def command(job):
         ),
     ],
 )
-def test_a_training_of_two_ranks_goes_on_to_the_same_bits(command, job, undisturbed, fault, status, message, left):
-    workspace = fault.replace(":", "-").replace(" ", "-")
-    stopped = command(workspace, fault)
-    assert stopped.returncode == status, stopped.stderr
-    assert message in stopped.stderr
+def test_a_training_of_two_ranks_goes_on_to_the_same_bits(stopped, job, undisturbed, fault, status, message, left):
+    workspace = f"two after {fault}"
+    how = stopped(fault, workspace)
+    assert how.returncode == status, how.stderr
+    assert message in how.stderr
     assert job.checkpoints(workspace)[-1] == left
     fitted = job.train(workspace, 2, 2, dropout=0.1)
     assert fitted.summary["resumed_from"] == left
@@ -155,7 +167,8 @@ def test_a_training_of_two_ranks_goes_on_to_the_same_bits(command, job, undistur
     assert all(torch.equal(theirs[name], value) for name, value in weights(fitted).items())
 
 
-def test_another_number_of_ranks_is_another_training(command, job):
-    command("other", "1:6:rank killed")
-    fitted = job.train("other", 1, 2, dropout=0.1)
+def test_another_number_of_ranks_is_another_training(stopped, job):
+    stopped("1:6:launcher killed", "one after two")
+    assert job.checkpoints("one after two")
+    fitted = job.train("one after two", 1, 2, dropout=0.1)
     assert fitted.summary["resumed_from"] is None

@@ -5,6 +5,7 @@ As a command: `two_ranks.py FOLDER BASE WORKSPACE` trains there, with the fault 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -30,6 +31,7 @@ from tiny_models import captioned, store_pictures
 PARAMETERS = Path(__file__).parents[2] / "conf" / "base" / "parameters.yml"
 SIZES = [(112, 112), (56, 140), (140, 84), (84, 56), (84, 84), (56, 56), (112, 56)]
 TRAINING = {"num_train_epochs": 2, "save_steps": 2, "logging_steps": 3, "warmup_steps": 0}
+train_rank = launcher.train_rank  # what the works below end in, also where they stand in its place
 FAULT = "QWEN_VL_LORA_TEST_FAULT"
 """`<rank>:<step>:<what>` in the environment."""
 
@@ -92,13 +94,13 @@ def noting(task):
         return collate(self, conversations)
 
     trainer.CaptionTrainer._collate_step = note
-    return launcher.train_rank(task)
+    return train_rank(task)
 
 
 def disagreeing(task):
     """Train with a batch size that each rank would choose differently."""
     batch_size._largest_that_fits = lambda *_: 4 - here.rank()
-    return launcher.train_rank(task)
+    return train_rank(task)
 
 
 def faulty(task):
@@ -112,7 +114,7 @@ def faulty(task):
         return begin(self, *arguments)
 
     trainer.CaptionTrainer.training_step = training_step
-    return launcher.train_rank(task)
+    return train_rank(task)
 
 
 def sharding(task):
@@ -160,7 +162,12 @@ _FAULTS = {
 
 
 if __name__ == "__main__":
+    from qwen_vl_lora.ranks import launching
     from tuning import two_ranks  # as ranks import it
+
+    configured = launching._config
+    # Ranks inherit what is imported here; the same training without a fault starts them as users do.
+    launching._config = lambda *launch: dataclasses.replace(configured(*launch), start_method="fork")
 
     launcher.train_rank = two_ranks.faulty
     two_ranks.Job(Path(sys.argv[1]), sys.argv[2]).train(sys.argv[3], 2, 2, dropout=0.1)

@@ -77,6 +77,6 @@ def get(url):
 
 @pytest.fixture(scope="module")
 def viz(finished):
-    """The address of Kedro-Viz."""
-    with viz_server(finished) as url:
+    """The address of Kedro-Viz as `qwen-vl-lora viz` starts it."""
+    with viz_server(finished, program="qwen_vl_lora") as url:
         yield url

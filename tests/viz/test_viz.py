@@ -91,8 +91,8 @@ def test_the_committed_styles_are_used(nodes):
 
 
 @browser
-def test_the_graph_shows_and_every_preview_opens_without_error_or_request_outside(finished, nodes, tmp_path):
-    with viz_server(finished, program="qwen_vl_lora") as viz, open_page(tmp_path / "profile") as page:
+def test_the_graph_shows_and_every_preview_opens_without_error_or_request_outside(viz, nodes, tmp_path):
+    with open_page(tmp_path / "profile") as page:
         hints_off = {"KedroViz": json.dumps({"showFeatureHints": False})}
         page.open(viz, storage=hints_off)
         page.wait_for(f"document.querySelectorAll('.pipeline-node').length >= {len(PREVIEWS)}")
