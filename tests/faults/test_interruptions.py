@@ -1,5 +1,6 @@
 """A run that is told to end says so in its record, wherever it is, and the same command goes on afterwards."""
 
+import functools
 import signal
 import subprocess
 
@@ -9,6 +10,7 @@ from command_line import TRAINING_SLICE, call, kedro_run, project_with_data
 from qwen_vl_lora.lineage.records import read_records, runs_folder
 
 SETTINGS = {**TRAINING_SLICE, "swanlab.mode": "disabled"}
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +23,8 @@ def project(tmp_path_factory):
     ("node", "by", "message"),
     [
         ("encode_images", signal.SIGTERM, "Stopped by SIGTERM. What was saved stays"),
-        ("train_adapter", signal.SIGTERM, "Stopped by SIGTERM"),  # before its first step
-        ("generate_captions", signal.SIGTERM, "Stopped by SIGTERM. What was saved stays"),
+        slow("train_adapter", signal.SIGTERM, "Stopped by SIGTERM"),  # before its first step
+        slow("generate_captions", signal.SIGTERM, "Stopped by SIGTERM. What was saved stays"),
         ("generate_captions", signal.SIGINT, "The process ended before the run did"),
     ],
 )

@@ -187,6 +187,7 @@ def test_early_stopping_and_the_best_step_survive_a_kill(stopping_early, fault):
     assert (again["best_step"], again["steps"]) == (summary["best_step"], summary["steps"])
 
 
+@pytest.mark.slow
 def test_a_kill_at_the_end_repeats_nothing_though_one_checkpoint_is_kept(killable):
     project = killable(
         training_args={

@@ -118,7 +118,7 @@ def check_record(folder, remedy, elsewhere):
     check_whole(synced(record, run_id, elsewhere))
 
 
-@pytest.mark.parametrize("fault", CLOUD_FAULTS)
+@pytest.mark.parametrize("fault", ["errors", "silent", pytest.param("revoked", marks=pytest.mark.slow)])
 def test_a_cloud_that_fails_in_the_middle_stops_nothing(
     impatient, make_tracker, folder, cloud, make_cloud, caplog, fault
 ):
@@ -285,7 +285,9 @@ def test_a_sigterm_to_all_processes_leaves_the_record_to_the_run(make_tracker, f
     check_whole(synced(record, record.name[-21:], make_cloud()))
 
 
-@pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "raise KeyboardInterrupt"])
+@pytest.mark.parametrize(
+    "ending", ["", pytest.param("raise SystemExit(3)", marks=pytest.mark.slow), "raise KeyboardInterrupt"]
+)
 def test_a_process_that_ends_before_its_run_closes_it(tmp_path, make_cloud, ending):
     run_process(tmp_path, "offline", ending)
     (record,) = records(tmp_path / "swanlab")
