@@ -45,7 +45,7 @@ def artifacts(folder):
         (["--params", "lora.r=-1"], "lora.r: Input should be greater than 0; came -1"),
         (["--params", "base_model=no/such/model"], "no/such/model is not there"),
         (["--pipeline", "evaluation", "--params", "recipe=none_yet"], "none_yet"),
-        (["--env", "own_caption"], "no such environment; nearest: own_captions. There are: base, own_captions,"),
+        (["--env", "own_caption"], "no such environment; nearest: own_captions. There are: base, "),
         (["--only-missing-outputs"], "--only-missing-outputs is not supported"),
         (["--env", "own_captions"], "captions_file="),
         (["--env", "own_captions", "--params", "captions_file=missing.csv"], "missing.csv"),
