@@ -12,6 +12,7 @@ from qwen_vl_lora.samples.conversations import (
     Conversation,
     ImagePart,
     TextPart,
+    ask_about,
     build_conversations,
     image_marker,
     parse_conversation,
@@ -50,6 +51,14 @@ def record(*messages: tuple[str, str]) -> dict:
 
 def user_parts(value: str) -> tuple:
     return parse_conversation(record(("user", value), ("assistant", "Yes."))).turns[0][1]
+
+
+@pytest.mark.parametrize("user", ["Describe.", "COCO Yes: ", "Two\nlines.\n"])
+@pytest.mark.parametrize("system", [None, "Be brief.", " Be brief.\n"])
+def test_a_picture_is_asked_about_as_training_asked(images, user, system):
+    prompt = prompt_parameters().model_copy(update={"user": user, "system": system})
+    trained = parse_conversation(build_conversations([CAPTION], images, prompt)[0])
+    assert ask_about(A, prompt).turns == trained.turns[:-1]
 
 
 def test_a_caption_takes_the_tutorials_form(images):

@@ -11,8 +11,9 @@ from `system`. This module alone knows the form.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NoReturn
 
 from qwen_vl_lora.exceptions import DataFormatError
@@ -107,6 +108,17 @@ def parse_conversation(record: Any) -> Conversation:
     return Conversation(record_id, turns)
 
 
+def ask_about(path: str, prompt: PromptParameters) -> Conversation:
+    """What `build_conversations` and `parse_conversation` make of a captioned image, before its answer.
+
+    Raises:
+        DataFormatError: when the prompt holds what stands for something else, such as a marker.
+    """
+    asked = [] if prompt.system is None else [{"from": "system", "value": prompt.system}]
+    asked.append({"from": "user", "value": _question(prompt, [image_marker(path)])})
+    return Conversation(path, tuple(_parse_message(path, message) for message in asked))
+
+
 def image_marker(path: str) -> str:
     """The marker that stands for an image in a text."""
     return f"{MARKER_START}{path}{MARKER_END}"
@@ -123,16 +135,20 @@ def _messages(sample: Mapping[str, Any], images: ImageStore, prompt: PromptParam
     messages = [] if system is None else [{"from": "system", "value": system}]
     spoken = [turn for turn in turns if turn["role"] != "system"]
     if len(spoken) == 1:
-        messages.append({"from": "user", "value": " ".join([prompt.user, *markers])})
+        messages.append({"from": "user", "value": _question(prompt, markers)})
     for turn in spoken:
         value = turn["text"] if turn["role"] == "assistant" else _user_text(turn["text"], markers, prompt)
         messages.append({"from": turn["role"], "value": value})
     return messages
 
 
+def _question(prompt: PromptParameters, markers: Iterable[str]) -> str:
+    return " ".join([prompt.user, *markers])
+
+
 def _user_text(text: str, markers: Iterator[str], prompt: PromptParameters) -> str:
     if prompt.override:
-        return " ".join([prompt.user, *(next(markers) for _ in range(text.count(IMAGE_SLOT)))])
+        return _question(prompt, islice(markers, text.count(IMAGE_SLOT)))
     first, *others = text.split(IMAGE_SLOT)
     return first + "".join(f"{next(markers)}{piece}" for piece in others)
 

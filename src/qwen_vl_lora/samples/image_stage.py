@@ -104,12 +104,7 @@ class ImageStage:
         self._folders = folders
         self._content_folder = folders.files.relative_to(folders.project).as_posix()
         self._limits = limits
-        allowed = (
-            folders.project,
-            *source_folders,
-            *(folders.project / Path(root).expanduser() for root in limits.allowed_roots),
-        )
-        self._allowed_roots = tuple(dict.fromkeys(os.path.realpath(root) for root in allowed))
+        self._allowed_roots = readable_roots(folders.project, source_folders, limits)
         self._lock = threading.Lock()
         self._by_content: dict[str, Picture | _Fault | Exception | threading.Event] = {}
         self._by_path: dict[str, Picture | _Fault] = {}
@@ -246,6 +241,12 @@ class ImageStage:
             with contextlib.suppress(OSError):
                 os.unlink(unfinished)
             raise
+
+
+def readable_roots(project: Path, folders: Sequence[Path], image: ImageParameters) -> tuple[str, ...]:
+    """The real places of the folders whose pictures may be read: the project, `folders` and `image.allowed_roots`."""
+    allowed = (project, *folders, *(project / Path(root).expanduser() for root in image.allowed_roots))
+    return tuple(dict.fromkeys(os.path.realpath(root) for root in allowed))
 
 
 def read_allowed_file(path: str, allowed_roots: Sequence[str]) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.parameters import ImageParameters
 from qwen_vl_lora.samples.image_files import inspect_image
-from qwen_vl_lora.samples.image_stage import read_allowed_file
+from qwen_vl_lora.samples.image_stage import read_allowed_file, readable_roots
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
 from qwen_vl_lora.samples.looks import stack_looks
 from qwen_vl_lora.samples.records import Reason, RowError
@@ -109,13 +109,13 @@ def _find_pictures(
 ) -> Iterator[tuple[str, bytes | Path | RowError, tuple[str, ...]]]:
     """What each picture is called, where it is, and the folders that may be read for it."""
     if place.is_dir():
-        roots = _readable_roots(place, image)
+        roots = readable_roots(Path.cwd(), [place], image)
         for path in sorted(place.rglob("*") if recursive else place.iterdir()):
             if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
                 yield path.as_posix(), path, roots
     elif place.suffix.lower() in (".csv", ".tsv") and place.is_file():
         folder = place.absolute().parent
-        roots = _readable_roots(folder, image)
+        roots = readable_roots(Path.cwd(), [folder], image)
         with place.open("rb") as opened:
             require_text(opened, place)
             for _, record in read_table(opened, place, ("image_path",)):
@@ -127,11 +127,6 @@ def _find_pictures(
             f"{place} is not there. Give a folder, a picture, or a CSV with the column image_path; "
             f"relative paths start at {Path.cwd()}."
         )
-
-
-def _readable_roots(folder: Path, image: ImageParameters) -> tuple[str, ...]:
-    allowed = (Path.cwd(), folder, *(Path.cwd() / Path(root).expanduser() for root in image.allowed_roots))
-    return tuple(dict.fromkeys(os.path.realpath(root) for root in allowed))
 
 
 def _picture_of(record: dict[str, str] | RowError, folder: Path) -> tuple[str, bytes | Path | RowError]:

@@ -27,8 +27,8 @@ from qwen_vl_lora.modeling.pictures import PictureSizer
 from qwen_vl_lora.parameters import LauncherParameters
 from qwen_vl_lora.ranks import here
 from qwen_vl_lora.ranks.launching import count_ranks
-from qwen_vl_lora.samples.conversations import Conversation, ImagePart, Message, TextPart
-from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
+from qwen_vl_lora.samples.conversations import ask_about
+from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.named_pictures import Gathered
 from qwen_vl_lora.scoring.generation import write_captions
 from qwen_vl_lora.scoring.settings import CaptionSettings
@@ -69,15 +69,10 @@ class Captioner:
         """One caption for each picture, in order. `description` labels the progress bar."""
         sizer = PictureSizer.for_processor(self._processor, self.settings.image)
         encoder = ChatEncoder(self._processor, sizer, images)
-        prompts = [encoder.encode_prompt(self._ask(images.by_sha256(sha256))) for sha256 in sha256s]
+        asked = [ask_about(images.by_sha256(sha256).path, self.settings.prompt) for sha256 in sha256s]
+        prompts = [encoder.encode_prompt(conversation) for conversation in asked]
         pictures = PixelPictures(images, self._processor, sizer)
         return write_captions(self._model, self._processor, prompts, pictures, self.settings.generation, description)
-
-    def _ask(self, entry: ImageEntry) -> Conversation:
-        prompt = self.settings.prompt
-        asked: Message = ("user", (ImagePart(entry.path), TextPart(prompt.user.strip())))  # as conversations are read
-        system: list[Message] = [("system", (TextPart(prompt.system.strip()),))] if prompt.system is not None else []
-        return Conversation(entry.sha256, (*system, asked))
 
     @property
     def key(self) -> str:
