@@ -147,6 +147,7 @@ def _prepare(cell: Cell, root: Path, device: str) -> dict[str, Any]:
     from qwen_vl_lora.modeling.pictures import PictureSizer
     from qwen_vl_lora.tuning import fit
     from qwen_vl_lora.tuning.collator import RowCollator
+    from qwen_vl_lora.tuning.data import encode_split
 
     base = root / "bases" / f"{cell.base}-{cell.dtype}"
     if not base.is_dir():
@@ -159,7 +160,7 @@ def _prepare(cell: Cell, root: Path, device: str) -> dict[str, Any]:
     base_model = BaseModel(name=cell.base, path=base)
     processor = base_model.load_processor()
     sizer = PictureSizer.for_processor(processor, settings.image)
-    train, _ = fit._encode(job.conversations("train"), "training", processor, sizer, images, settings)
+    train, _ = encode_split(job.conversations("train"), "training", processor, sizer, images, settings)
     pictures = choose_pictures("frozen", base_model, store, images, cell.dtype, processor, sizer)
     model = fit._load_trainable(base_model, None, settings, torch.device(device))
     collator = RowCollator(pictures, processor.tokenizer.pad_token_id, sizer.merge_size)

@@ -1,5 +1,6 @@
 """Whoever watches a training is told each row of its log, once it is there; and what decides which training it is."""
 
+import importlib.metadata
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import yaml
 from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.modeling.base_model import BaseModel
 from qwen_vl_lora.parameters import validate_parameters
-from qwen_vl_lora.tuning.fit import TrainingData, fit_adapter
+from qwen_vl_lora.tuning.data import TrainingData
+from qwen_vl_lora.tuning.fit import fit_adapter
 from qwen_vl_lora.tuning.settings import TrainingSettings
 from tiny_models import captioned
 
@@ -113,10 +115,10 @@ def test_a_training_on_features_of_another_library_is_another_one(fit, monkeypat
 
     job_inputs = fitting.job_inputs
     monkeypatch.setattr(fitting, "job_inputs", note)
-    version = fitting.importlib.metadata.version
+    version = importlib.metadata.version
     for pillow in ("1.0", "2.0"):
         monkeypatch.setattr(
-            fitting.importlib.metadata, "version", lambda name, now=pillow: now if name == "pillow" else version(name)
+            importlib.metadata, "version", lambda name, now=pillow: now if name == "pillow" else version(name)
         )
         with pytest.raises(KeyboardInterrupt):
             fit(vision="frozen")

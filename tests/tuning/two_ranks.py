@@ -24,7 +24,8 @@ from qwen_vl_lora.parameters import validate_parameters
 from qwen_vl_lora.ranks import here
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
 from qwen_vl_lora.tuning import batch_size, launcher, trainer
-from qwen_vl_lora.tuning.fit import TrainingData, fit_adapter
+from qwen_vl_lora.tuning.data import TrainingData
+from qwen_vl_lora.tuning.fit import fit_adapter
 from qwen_vl_lora.tuning.settings import TrainingSettings
 from tiny_models import captioned, store_pictures
 

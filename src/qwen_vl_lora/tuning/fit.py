@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import importlib.metadata
 import json
 import logging
 import shutil
@@ -19,12 +17,10 @@ import pandas as pd
 import torch
 from transformers import EarlyStoppingCallback, TrainingArguments
 
-from qwen_vl_lora.exceptions import DataFormatError, DeviceError, TrainingError
+from qwen_vl_lora.exceptions import DeviceError, TrainingError
 from qwen_vl_lora.features.inputs import choose_pictures
-from qwen_vl_lora.features.key import FeatureKey
-from qwen_vl_lora.features.store import FeatureStore
-from qwen_vl_lora.modeling.base_model import BaseModel, digest
-from qwen_vl_lora.modeling.chat import ChatEncoder, EncodedConversation, part_by_length
+from qwen_vl_lora.modeling.base_model import BaseModel
+from qwen_vl_lora.modeling.chat import EncodedConversation
 from qwen_vl_lora.modeling.devices import choose_device, usable_precision
 from qwen_vl_lora.modeling.lora import add_adapter, check_vision_is_untouched, trainable_parameters
 from qwen_vl_lora.modeling.parent import ParentAdapter, find_parent
@@ -32,13 +28,13 @@ from qwen_vl_lora.modeling.pictures import PictureSizer
 from qwen_vl_lora.parameters import LauncherParameters
 from qwen_vl_lora.ranks import here
 from qwen_vl_lora.ranks.launching import count_ranks, threads_of_a_rank
-from qwen_vl_lora.samples.conversations import parse_conversation, row_of
-from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.records import Rejection
 from qwen_vl_lora.tuning.batch_size import choose_batch_size
 from qwen_vl_lora.tuning.checkpoints import TrainingJob, find_checkpoint
 from qwen_vl_lora.tuning.collator import ForwardPass, RowCollator, to_device
+from qwen_vl_lora.tuning.data import TrainingData, check_there_is_something, encode_split, reject_too_long
 from qwen_vl_lora.tuning.interruption import train_on
+from qwen_vl_lora.tuning.provenance import adapter_record, job_inputs
 from qwen_vl_lora.tuning.rows import Row, StepSampler, plan_passes, share_groups
 from qwen_vl_lora.tuning.settings import TrainingSettings
 from qwen_vl_lora.tuning.sharding import check_sharding, sharding_arguments, whole_adapter
@@ -50,16 +46,6 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 OnLog = Callable[[Record], None]
 """Told each row of `training_log` as it is made: a step may come in two parts, its loss and its validation loss."""
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What is trained on: conversations in their stored form, and where their pictures are."""
-
-    images: ImageStore
-    store: FeatureStore
-    train: Sequence[Record]
-    validation: Sequence[Record]
 
 
 @dataclass(frozen=True)
@@ -158,9 +144,9 @@ def train(
     here.note("reading conversations")
     processor = base_model.load_processor()
     sizer = PictureSizer.for_processor(processor, settings.image)
-    train, long_train = _encode(data.train, "training", processor, sizer, data.images, settings)
-    validation, long_validation = _encode(data.validation, "validation", processor, sizer, data.images, settings)
-    _check_there_is_something(train, validation, settings)
+    train, long_train = encode_split(data.train, "training", processor, sizer, data.images, settings)
+    validation, long_validation = encode_split(data.validation, "validation", processor, sizer, data.images, settings)
+    check_there_is_something(train, validation, settings)
 
     dtype = settings.training_args.dtype
     pictures = choose_pictures(settings.vision, base_model, data.store, data.images, dtype, processor, sizer)
@@ -211,101 +197,6 @@ def _load_trainable(
     if settings.training_args.gradient_checkpointing:
         checkpoint_activations(model, settings.vision)
     return model
-
-
-def job_inputs(
-    base_model: BaseModel,
-    data: TrainingData,
-    settings: TrainingSettings,
-    parent: ParentAdapter | None,
-    ranks: int,
-    threads: int,
-) -> Record:
-    """Everything that decides the adapter's bits: an unfinished run resumes only where all of it is equal."""
-    return {
-        "base_model": base_model.fingerprint,
-        "train_conversations": digest(list(data.train)),
-        "validation_conversations": digest(list(data.validation)),
-        "image": settings.image.model_dump(include={"resized_height", "resized_width", "min_pixels", "max_pixels"}),
-        "max_length": settings.max_length,
-        "lora": settings.lora.model_dump(),
-        "training_args": settings.training_args.model_dump(),
-        "vision": settings.vision,
-        "rows": settings.rows,
-        "device": choose_device(settings.device).type,
-        "attention": settings.attention,
-        "quantization": settings.quantization,
-        "image_features": _feature_key(base_model, settings),
-        "init_adapter": parent.sha256 if parent else None,
-        "ranks": ranks,
-        "threads": threads,
-        "packages": _packages(settings),
-    }
-
-
-def _feature_key(base_model: BaseModel, settings: TrainingSettings) -> str | None:
-    """Of the stored features that are trained on: it covers the libraries that make them."""
-    if settings.vision == "adapted":
-        return None
-    return FeatureKey.of(base_model, settings.image, settings.training_args.dtype).digest
-
-
-def _packages(settings: TrainingSettings) -> dict[str, str]:
-    quantizing = () if settings.quantization is None else ("bitsandbytes",)
-    found = {}
-    for name in ("torch", "transformers", "peft", "accelerate", *quantizing):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # whoever loads the base says it better
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def _encode(
-    records: Sequence[Record],
-    split: str,
-    processor: Any,
-    sizer: PictureSizer,
-    images: ImageStore,
-    settings: TrainingSettings,
-) -> tuple[list[EncodedConversation], list[EncodedConversation]]:
-    """What is short enough, and what is too long."""
-    encoder = ChatEncoder(processor, sizer, images)
-    encoded = [encoder.encode(parse_conversation(record)) for record in records]
-    silent = [item.id for item in encoded if not item.scored.any()]
-    if silent:
-        raise DataFormatError(
-            f"{len(silent)} {split} conversations hold no assistant turn, so nothing in them is scored; "
-            f"the first is {silent[0]!r}. Every conversation needs an answer."
-        )
-    return part_by_length(encoded, settings.max_length, settings.max_share)
-
-
-def reject_too_long(
-    conversations: Sequence[EncodedConversation], max_length: int, images: ImageStore
-) -> list[Rejection]:
-    """The rows of `left_out_samples`."""
-    return [
-        Rejection(
-            row_of(item.id),
-            images.by_sha256(item.images[0]).id if item.images else "",
-            "longer_than_max_length",
-            f"{item.id} has {len(item.ids)} tokens, {int(item.is_image.sum())} of them its pictures'; "
-            f"max_length allows {max_length}. Nothing is cut: it was left out.",
-        )
-        for item in conversations
-    ]
-
-
-def _check_there_is_something(
-    train: Sequence[EncodedConversation], validation: Sequence[EncodedConversation], settings: TrainingSettings
-) -> None:
-    if not train:
-        raise DataFormatError("train_conversations is empty. Run data_engineering on a source with more images.")
-    if not validation and settings.training_args.eval_strategy != "no":
-        raise DataFormatError(
-            "validation_conversations is empty, but training_args.eval_strategy is "
-            f"`{settings.training_args.eval_strategy}`. Raise split.validation_images and run data_engineering, or "
-            "set eval_strategy: 'no'."
-        )
 
 
 def checkpoint_activations(model: Any, vision: str) -> None:
@@ -438,35 +329,6 @@ def stage_adapter(model: Any, directory: Path, record: Record, weights: dict[str
     text = json.dumps(record, indent=2, ensure_ascii=False)
     (directory / "adapter_record.json").write_text(text, encoding="utf-8")
     return directory
-
-
-def adapter_record(
-    base_model: BaseModel, data: TrainingData, settings: TrainingSettings, parent: ParentAdapter | None
-) -> Record:
-    """What made this adapter, and how it wants to be asked."""
-    return {
-        "base_model": {
-            "name": base_model.name,
-            "revision": base_model.revision,
-            "fingerprint": base_model.fingerprint,
-            "files": base_model.files,
-        },
-        "prompt": settings.prompt.model_dump(),
-        "image": settings.image.model_dump(),
-        "generation": settings.generation.model_dump(),
-        "max_length": settings.max_length,
-        "vision": settings.vision,
-        "rows": settings.rows,
-        "attention": settings.attention,
-        "quantization": settings.quantization,
-        "lora": settings.lora.model_dump(),
-        "training_args": settings.training_args.model_dump(),
-        "parent": parent.describe() if parent else None,
-        "data": {
-            "train_conversations": {"sha256": digest(list(data.train)), "samples": len(data.train)},
-            "validation_conversations": {"sha256": digest(list(data.validation)), "samples": len(data.validation)},
-        },
-    }
 
 
 def _summary(trainer: CaptionTrainer, log: list[Record], train: Sequence[EncodedConversation]) -> Record:

@@ -24,7 +24,8 @@ from qwen_vl_lora.ranks import here
 from qwen_vl_lora.ranks.launching import Task, portable, run_on_ranks
 from qwen_vl_lora.ranks.working import tell_row
 from qwen_vl_lora.samples.records import Rejection
-from qwen_vl_lora.tuning.fit import FittedAdapter, OnLog, TrainingData, train
+from qwen_vl_lora.tuning.data import TrainingData
+from qwen_vl_lora.tuning.fit import FittedAdapter, OnLog, train
 from qwen_vl_lora.tuning.settings import TrainingSettings
 
 

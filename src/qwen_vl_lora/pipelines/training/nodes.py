@@ -48,7 +48,8 @@ def train_adapter(
     """Fit a LoRA adapter on the training split."""
     from qwen_vl_lora.samples.rejections import rejection_table
     from qwen_vl_lora.tracking.tracker import current_tracker
-    from qwen_vl_lora.tuning.fit import TrainingData, fit_adapter
+    from qwen_vl_lora.tuning.data import TrainingData
+    from qwen_vl_lora.tuning.fit import fit_adapter
     from qwen_vl_lora.tuning.settings import TrainingSettings
 
     data = TrainingData(images, image_features, train_conversations, validation_conversations)
