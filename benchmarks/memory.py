@@ -30,9 +30,8 @@ BATCHES = (1, 4)
 CAPTIONS = (1, 5)
 """Captions of a picture: one gives plain rows, five shared ones with a mask."""
 
-
-COUNTED_MASK_BYTES = {"float32": 0, "bfloat16": 2}
-"""Of dropout's masks on a CPU: numpy draws them in float32, and torch counts only what it converts."""
+COUNTED_MASK_BYTES = {"cpu": 0, "cuda": 1}
+"""Of a number's dropout mask: on a CPU numpy draws it, outside of what torch counts."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def measure(cell: Cell, root: Path, device: str) -> Record:
         cell.dtype,
         checkpointing=cell.checkpointing,
         quantization=cell.quantization,
-        mask_bytes=1 if device == "cuda" else COUNTED_MASK_BYTES[cell.dtype],
+        mask_bytes=COUNTED_MASK_BYTES[device],
     )
     shape = PassShape.of_rows(rows)
     _step(trainer, step)  # makes AdamW's moments
