@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from qwen_vl_lora.exceptions import ParameterError
-from qwen_vl_lora.parameters import LoraParameters, TrainingParameters, library_names, validate_parameters
+from qwen_vl_lora.library_parameters import LoraParameters, TrainingParameters, library_names
+from qwen_vl_lora.parameters import validate_parameters
 
 BASE = Path(__file__).parents[1] / "conf" / "base" / "parameters.yml"
 

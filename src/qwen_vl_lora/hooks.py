@@ -19,7 +19,8 @@ from qwen_vl_lora.console import expected_error
 from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.lineage.replay import check_foreign_configuration
 from qwen_vl_lora.lineage.run import RunInterruptedError, current_run
-from qwen_vl_lora.parameters import nearest, validate_parameters
+from qwen_vl_lora.parameter_groups import nearest
+from qwen_vl_lora.parameters import validate_parameters
 from qwen_vl_lora.pipelines.described import sentence_of
 from qwen_vl_lora.preflight import check_run
 from qwen_vl_lora.recording import RunRecorder, shared_settings

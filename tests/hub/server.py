@@ -63,7 +63,7 @@ class HubServer:
         self.storage: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.faults: dict[str, list[Fault]] = defaultdict(list)
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": self}))
         self._server.daemon_threads = True
 
     def __enter__(self) -> HubServer:
@@ -95,103 +95,103 @@ class HubServer:
         return self.faults[file].pop(0) if self.faults[file] else Fault()
 
 
-def _handler_of(hub: HubServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class Handler(BaseHTTPRequestHandler):
+    """Answers as the hub does, or goes wrong as it was told."""
 
-        def log_message(self, *_: object) -> None:
-            pass
+    hub: HubServer
+    protocol_version = "HTTP/1.1"
 
-        def do_HEAD(self) -> None:
-            self.do_GET()
+    def log_message(self, *_: object) -> None:
+        pass
 
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            self._answer_json({"Code": 200, "Success": True, "Data": {}})
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
-        def do_GET(self) -> None:
-            split = urlsplit(self.path)
-            query = {key: values[0] for key, values in parse_qs(split.query).items()}
-            file = query.get("FilePath", "") or split.path.removeprefix("/storage/")
-            hub.requests.append(Request(self.command, split.path, file, self.headers.get("Range")))
-            revision = query.get("Revision") or "master"
-            if split.path.startswith("/storage/"):
-                self._answer_file(file, hub.storage.get(file))
-            elif match := re.fullmatch(r"/api/v1/models/([^/]+/[^/]+)/repo(/files)?", split.path):
-                self._answer_repository(hub.models.get((match[1], revision)), match[2], file)
-            elif match := re.fullmatch(r"/api/v1/datasets/([^/]+(?:/[^/]+)?)/repo(/tree)?", split.path):
-                repo_id = self._dataset_of(match[1])
-                page = int(query.get("PageNumber", 1))
-                self._answer_repository(hub.datasets.get((repo_id, revision)), match[2], file, page)
-            elif match := re.fullmatch(r"/api/v1/datasets/([^/]+/[^/]+)", split.path):
-                self._answer_dataset(match[1])
-            else:
-                self._answer_json({"Code": 404, "Success": False, "Message": f"no {split.path}"}, 404)
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self._answer_json({"Code": 200, "Success": True, "Data": {}})
 
-        def _dataset_of(self, name: str) -> str:
-            ids = [repo_id for repo_id, _ in hub.datasets]
-            return ids[int(name) - 1] if name.isdigit() else name
+    def do_GET(self) -> None:
+        split = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(split.query).items()}
+        file = query.get("FilePath", "") or split.path.removeprefix("/storage/")
+        self.hub.requests.append(Request(self.command, split.path, file, self.headers.get("Range")))
+        revision = query.get("Revision") or "master"
+        if split.path.startswith("/storage/"):
+            self._answer_file(file, self.hub.storage.get(file))
+        elif match := re.fullmatch(r"/api/v1/models/([^/]+/[^/]+)/repo(/files)?", split.path):
+            self._answer_repository(self.hub.models.get((match[1], revision)), match[2], file)
+        elif match := re.fullmatch(r"/api/v1/datasets/([^/]+(?:/[^/]+)?)/repo(/tree)?", split.path):
+            repo_id = self._dataset_of(match[1])
+            page = int(query.get("PageNumber", 1))
+            self._answer_repository(self.hub.datasets.get((repo_id, revision)), match[2], file, page)
+        elif match := re.fullmatch(r"/api/v1/datasets/([^/]+/[^/]+)", split.path):
+            self._answer_dataset(match[1])
+        else:
+            self._answer_json({"Code": 404, "Success": False, "Message": f"no {split.path}"}, 404)
 
-        def _answer_dataset(self, repo_id: str) -> None:
-            ids = [known for known, _ in hub.datasets]
-            if repo_id not in ids:
-                self._answer_json({"Code": 404, "Success": False, "Message": "no such dataset"}, 404)
-                return
-            self._answer_json({"Code": 200, "Success": True, "Data": {"Id": ids.index(repo_id) + 1, "Type": 4}})
+    def _dataset_of(self, name: str) -> str:
+        ids = [repo_id for repo_id, _ in self.hub.datasets]
+        return ids[int(name) - 1] if name.isdigit() else name
 
-        def _answer_repository(self, repo: Repository | None, listing: str | None, file: str, page: int = 1) -> None:
-            fault = hub.next_fault("listing") if listing else Fault()
-            if fault.status:
-                self._answer_json({"Code": fault.status, "Success": False, "Message": "fault"}, fault.status)
-            elif repo is None:
-                self._answer_json({"Code": 10010205001, "Success": False, "Message": "revision not found"}, 404)
-            elif listing:
-                files = repo.listing() if page == 1 else []
-                self._answer_json({"Code": 200, "Success": True, "Data": {"Files": files}})
-            else:
-                self._answer_file(file, repo.files.get(file))
+    def _answer_dataset(self, repo_id: str) -> None:
+        ids = [known for known, _ in self.hub.datasets]
+        if repo_id not in ids:
+            self._answer_json({"Code": 404, "Success": False, "Message": "no such dataset"}, 404)
+            return
+        self._answer_json({"Code": 200, "Success": True, "Data": {"Id": ids.index(repo_id) + 1, "Type": 4}})
 
-        def _answer_json(self, value: object, status: int = 200) -> None:
-            body = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+    def _answer_repository(self, repo: Repository | None, listing: str | None, file: str, page: int = 1) -> None:
+        fault = self.hub.next_fault("listing") if listing else Fault()
+        if fault.status:
+            self._answer_json({"Code": fault.status, "Success": False, "Message": "fault"}, fault.status)
+        elif repo is None:
+            self._answer_json({"Code": 10010205001, "Success": False, "Message": "revision not found"}, 404)
+        elif listing:
+            files = repo.listing() if page == 1 else []
+            self._answer_json({"Code": 200, "Success": True, "Data": {"Files": files}})
+        else:
+            self._answer_file(file, repo.files.get(file))
 
-        def _answer_file(self, name: str, data: bytes | None) -> None:
-            if data is None:
-                self._answer_json({"Code": 404, "Success": False, "Message": f"no file {name}"}, 404)
-                return
-            fault = hub.next_fault(name) if self.command == "GET" else Fault()
-            if fault.status:
-                self._answer_json({"Code": fault.status, "Success": False, "Message": "fault"}, fault.status)
-                return
-            start = self._range_start(len(data))
-            body = bytes(byte ^ 1 for byte in data) if fault.corrupt else data
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(body) - start))
-            self.send_header("ETag", hashlib.sha256(data).hexdigest())
-            self.send_header("Accept-Ranges", "bytes")
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-            self.end_headers()
-            if self.command == "GET":
-                self._send(body[start : fault.cut], fault)
+    def _answer_json(self, value: object, status: int = 200) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
-        def _send(self, body: bytes, fault: Fault) -> None:
-            try:
-                for place in range(0, len(body), CHUNK):
-                    time.sleep(fault.delay)
-                    self.wfile.write(body[place : place + CHUNK])
-                    self.wfile.flush()
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # the client was killed: that is what the test is about
-            self.close_connection = self.close_connection or fault.cut is not None
+    def _answer_file(self, name: str, data: bytes | None) -> None:
+        if data is None:
+            self._answer_json({"Code": 404, "Success": False, "Message": f"no file {name}"}, 404)
+            return
+        fault = self.hub.next_fault(name) if self.command == "GET" else Fault()
+        if fault.status:
+            self._answer_json({"Code": fault.status, "Success": False, "Message": "fault"}, fault.status)
+            return
+        start = self._range_start(len(data))
+        body = bytes(byte ^ 1 for byte in data) if fault.corrupt else data
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.send_header("ETag", hashlib.sha256(data).hexdigest())
+        self.send_header("Accept-Ranges", "bytes")
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.end_headers()
+        if self.command == "GET":
+            self._send(body[start : fault.cut], fault)
 
-        def _range_start(self, size: int) -> int:
-            match = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
-            return min(int(match[1]), size) if match else 0
+    def _send(self, body: bytes, fault: Fault) -> None:
+        try:
+            for place in range(0, len(body), CHUNK):
+                time.sleep(fault.delay)
+                self.wfile.write(body[place : place + CHUNK])
+                self.wfile.flush()
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the client was killed: that is what the test is about
+        self.close_connection = self.close_connection or fault.cut is not None
 
-    return Handler
+    def _range_start(self, size: int) -> int:
+        match = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        return min(int(match[1]), size) if match else 0
