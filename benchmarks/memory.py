@@ -49,7 +49,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        words = [self.base, self.quantization or self.dtype, f"batch {self.batch}", f"{self.captions} captions"]
+        words = [
+            self.base,
+            self.dtype,
+            *([self.quantization] if self.quantization else []),
+            f"batch {self.batch}",
+            f"{self.captions} captions",
+        ]
         words += ["checkpointing"] if self.checkpointing else []
         return ", ".join([*words, *(["no dropout"] if not self.dropout else [])])
 

@@ -17,9 +17,12 @@ vocabulary, `s` scored tokens, `k` positions whose logits are kept.
     head    = V (4 k + 8 s), and in half precision at least 6 k V
               logits leave a half-precision model in float32 (autocast), and their gradient comes back in it
 
+    scratch = b (i + h) t; in half precision at least 4 i t, or 8 i t with dropout
+              LoRA is given its input in float32, and dropout makes another of it: the widest module's, for a moment
+
     without checkpointing:  forward  = layers x layer + b h t + head + half-precision copies of LoRA's weights (2 n)
-                            backward = 4 n + b (i + h) t + layer
-    with checkpointing:     forward  = layer + layers x b h t + head + copies
+                            backward = 4 n + scratch + layer
+    with checkpointing:     forward  = layer + layers x b h t + copies + the larger of head and scratch
                             backward = the same as above, + b h t
 
 The update itself needs nothing: AdamW is the fused one. Left out: the CUDA context (0.5 to 0.7 GiB outside torch's
@@ -149,16 +152,24 @@ class MemoryModel:
         head = self.geometry.vocabulary * (max(6 * shape.kept, logits) if size == 2 else logits)
         copies = 2 * self.lora_parameters if size == 2 else 0
         if self.checkpointing:
-            return self._layer(shape) + self.geometry.layers * inputs + head + copies
+            return self._layer(shape) + self.geometry.layers * inputs + max(head, self._scratch(shape)) + copies
         return self.geometry.layers * self._layer(shape) + inputs + head + copies
 
     def _backward(self, shape: PassShape) -> int:
         size = BYTES_OF_DTYPE[self.dtype]
-        scratch = size * (self.geometry.inner + self.geometry.hidden) * shape.tokens
+        scratch = self._scratch(shape)
         if self.quantization:  # a layer's weights come back to full precision where they are used
             scratch += size * self.geometry.inner * self.geometry.hidden
         inputs = size * self.geometry.hidden * shape.tokens if self.checkpointing else 0
         return self._layer(shape) + inputs + scratch + 4 * self.lora_parameters
+
+    def _scratch(self, shape: PassShape) -> int:
+        """What the widest part of a layer needs for a moment, beside what is kept."""
+        plain = BYTES_OF_DTYPE[self.dtype] * (self.geometry.inner + self.geometry.hidden)
+        if self.dtype == "float32":
+            return plain * shape.tokens
+        widest = max(inputs for inputs, _ in self.adapted)
+        return max(plain, (8 if self.dropout else 4) * widest) * shape.tokens
 
     def _layer(self, shape: PassShape) -> int:
         """Activations that one layer keeps for its backward pass."""
