@@ -3,9 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+INSTALL := $(BIN)/python scripts/install.py
 
-.PHONY: help run viz test lint test-slow verify-recipe bench bench-gpu bench-peers base-model lock clean
+.PHONY: help run viz test lint test-slow test-cluster house verify-recipe bench bench-gpu bench-peers base-model lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,7 +17,7 @@ viz: $(VENV)/.installed ## look at pipelines and artifacts in the browser
 	$(BIN)/qwen-vl-lora viz
 
 test: lint ## lint, types, layers and tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not cluster" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -25,8 +25,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config pyproject.toml
 
+house: $(VENV)/.installed ## how simple the whole is: statements, settings' walk, parameters, circles (LISTS=1 shows what is behind the figures)
+	$(BIN)/python scripts/house.py $(if $(LISTS),--lists)
+
 test-slow: $(VENV)/.installed-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+test-cluster: $(VENV)/.installed-dev ## the tests on a Ray cluster of two nodes, which they start in a network of their own
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/cluster
 
 verify-recipe: $(VENV)/.installed ## run a recipe on real weights: make verify-recipe ENV=qwen2_vl_2b_coco
 	$(BIN)/python -m benchmarks.verify_recipe --env $(ENV) --params "$(PARAMS)"
@@ -56,11 +62,11 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
 		|| (echo "Python 3.11 to 3.13 is needed; name one: make PYTHON=python3.12 …" && exit 1)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing about 7 GB into $(VENV); this takes a minute or two."
-	$(PIP) -r requirements.txt
-	$(PIP) --no-deps -e .
+	@echo "Installing about 7 GB into $(VENV). On a fresh machine this takes 3 to 10 minutes, depending on the network; later calls install nothing."
+	$(INSTALL) -r requirements.txt
+	$(INSTALL) --no-deps -e .
 	touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	$(PIP) -r requirements-dev.txt
+	$(INSTALL) -r requirements-dev.txt
 	touch $@

@@ -71,8 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build(base: Path, options: argparse.Namespace) -> Record:
     """Write the checkpoint."""
     from benchmarks import replica
-    from qwen_vl_lora.modeling.base_model import BaseModel
-    from qwen_vl_lora.modeling.geometry import Geometry
+    from qwen_vl_lora.model.base_model import BaseModel
 
     geometry = replica.GEOMETRIES[options.geometry]
     # Of a narrow model with 0.02 no hidden state could lift a token's logit far enough to halve any loss.
@@ -80,7 +79,7 @@ def build(base: Path, options: argparse.Namespace) -> Record:
     replica.build_base(base, geometry, options.dtype, options.device, spread=spread)
     model = BaseModel(name=options.geometry, path=base)
     size = sum(path.stat().st_size for path in model.weight_files)
-    return {"parameters": Geometry.of_config(model.config).parameters, "bytes": size}
+    return {"parameters": model.geometry.parameters, "bytes": size}
 
 
 def overfit(base: Path, folder: Path, options: argparse.Namespace) -> Record:
@@ -144,7 +143,7 @@ def run_recipe(base: Path, folder: Path, options: argparse.Namespace) -> Record:
 def _make_project(folder: Path, options: argparse.Namespace) -> None:
     """The project's configuration, and drawn pictures in the place of the recipe's source."""
     from benchmarks.replica import draw_samples
-    from qwen_vl_lora.scenes.partitions import Partition
+    from qwen_vl_lora.tiny.partitions import Partition
 
     shutil.copytree(PROJECT / "conf", folder / "conf")
     for name in ("pyproject.toml", ".telemetry"):

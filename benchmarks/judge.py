@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 
 from benchmarks import tutorial
 from benchmarks.jobs import Job
-from qwen_vl_lora.modeling.fingerprints import stored_tensors
+from qwen_vl_lora.model.fingerprints import stored_tensors
 
 
 def judge(job: Job) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory [--bases replica] [--device cpu|cuda] [--dtypes float32] [--quantize nf4] [--out FOLDER]
 
-A cell is one step of the project's own trainer: model, adapter and AdamW are real and warm, pictures go in as
+A cell is one step of the project's own loop: model, adapter and AdamW are real and warm, pictures go in as
 stored features. On a CPU torch's profiler counts every allocation and release, and what is compared is what the step
 adds to weights, adapter and moments, which are known exactly; on a GPU torch's largest allocation, weights and all.
 """
@@ -89,31 +89,22 @@ def measure(cell: Cell, root: Path, device: str) -> Record:
     """Estimated and measured bytes of one step."""
     import torch
 
-    from qwen_vl_lora.modeling.geometry import Geometry
-    from qwen_vl_lora.tuning.fit import captions_per_device
-    from qwen_vl_lora.tuning.memory import MemoryModel, PassShape
-    from qwen_vl_lora.tuning.rows import plan_passes
+    from qwen_vl_lora.training.memory import MemoryModel, PassShape
+    from qwen_vl_lora.training.rows import plan_passes
 
     parts = _prepare(cell, root, device)
-    trainer, settings = parts["trainer"], parts["settings"]
-    rows = plan_passes(parts["train"][: captions_per_device(settings)], settings.rows, cell.batch)[0]
+    loop, settings = parts["loop"], parts["settings"]
+    rows = plan_passes(parts["train"][: settings.training_args.captions_per_step], settings.rows, cell.batch)[0]
     step = [parts["collator"](rows)]
-    estimate = MemoryModel.of(
-        Geometry.of_config(parts["base_model"].config),
-        settings.lora,
-        cell.dtype,
-        checkpointing=cell.checkpointing,
-        quantization=cell.quantization,
-        mask_bytes=COUNTED_MASK_BYTES[device],
-    )
+    estimate = MemoryModel.of(parts["base_model"].geometry, settings, mask_bytes=COUNTED_MASK_BYTES[device])
     shape = PassShape.of_rows(rows)
-    _step(trainer, step)  # makes AdamW's moments
+    _step(loop, step)  # makes AdamW's moments
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        _step(trainer, step)
+        _step(loop, step)
         measured, estimated = torch.cuda.max_memory_allocated(), estimate.peak(shape)
     else:
-        measured = _allocated_by(lambda: _step(trainer, step))
+        measured = _allocated_by(lambda: _step(loop, step))
         estimated = estimate.step(shape) - 12 * estimate.lora_parameters
     del parts
     gc.collect()
@@ -121,11 +112,11 @@ def measure(cell: Cell, root: Path, device: str) -> Record:
     return {**mib, "tokens": shape.tokens, "ratio": round(estimated / measured, 3)}
 
 
-def _step(trainer: Any, step: list[Any]) -> None:
-    """One optimizer step, as the trainer's loop takes it."""
-    trainer.training_step(trainer.model, step, sum(len(forward.labels) for forward in step))
-    trainer.optimizer.step()
-    trainer.model.zero_grad(set_to_none=True)
+def _step(loop: Any, step: list[Any]) -> None:
+    """One optimizer step, as the loop takes it."""
+    loop.compute_gradients(step, sum(len(forward.labels) for forward in step))
+    loop.optimizer.step()
+    loop.model.zero_grad(set_to_none=True)
 
 
 def _allocated_by(action: Any) -> int:
@@ -143,16 +134,17 @@ def _allocated_by(action: Any) -> int:
 
 
 def _prepare(cell: Cell, root: Path, device: str) -> dict[str, Any]:
-    """Base, pictures, stored features, encoded conversations and a trainer that is about to begin."""
+    """Base, pictures, stored features, encoded conversations and a loop that is about to begin."""
     import torch
 
     from benchmarks import project, replica
     from qwen_vl_lora.features.inputs import choose_pictures
-    from qwen_vl_lora.modeling.base_model import BaseModel
-    from qwen_vl_lora.modeling.pictures import PictureSizer
-    from qwen_vl_lora.tuning import fit
-    from qwen_vl_lora.tuning.collator import RowCollator
-    from qwen_vl_lora.tuning.data import encode_split
+    from qwen_vl_lora.model.base_model import BaseModel
+    from qwen_vl_lora.model.chat import ChatEncoder
+    from qwen_vl_lora.samples.conversations import Conversations
+    from qwen_vl_lora.training import train as training
+    from qwen_vl_lora.training.collator import RowCollator
+    from qwen_vl_lora.training.loop import StepBatches, TrainingLoop
 
     base = root / "bases" / f"{cell.base}-{cell.dtype}"
     if not base.is_dir():
@@ -163,19 +155,18 @@ def _prepare(cell: Cell, root: Path, device: str) -> dict[str, Any]:
     images = project.open_images(folder, "train")
     store = project.encode(job, images, project.open_workspace(job))
     base_model = BaseModel(name=cell.base, path=base)
-    processor = base_model.load_processor()
-    sizer = PictureSizer.for_processor(processor, settings.image)
-    train, _ = encode_split(job.conversations("train"), "training", processor, sizer, images, settings)
-    pictures = choose_pictures("frozen", base_model, store, images, cell.dtype, processor, sizer)
-    model = fit._load_trainable(base_model, None, settings, torch.device(device))
-    collator = RowCollator(pictures, processor.tokenizer.pad_token_id, sizer.merge_size)
-    trainer = fit.build_trainer(model, train, [], collator, settings, cell.batch, folder / "checkpoints")
-    trainer.create_optimizer()
-    trainer.model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)  # autocast
+    encoder = ChatEncoder(base_model.load_processor(), settings.image, images)
+    train = [encoder.encode(conversation) for conversation in Conversations(job.conversations("train"))]
+    pictures = choose_pictures("frozen", base_model, encoder, store, cell.dtype)
+    model = training._load_trainable(base_model, None, settings, torch.device(device))
+    collator = RowCollator(encoder, pictures)
+    batches = StepBatches(train, [], collator, settings, cell.batch)
+    loop = TrainingLoop(model, batches, settings, 1, folder / "checkpoints")
+    loop.prepare()
     return {
         "base_model": base_model,
         "train": sorted(train, key=lambda conversation: len(conversation.ids), reverse=True),
-        "trainer": trainer,
+        "loop": loop,
         "collator": collator,
         "settings": settings,
     }
@@ -183,7 +174,6 @@ def _prepare(cell: Cell, root: Path, device: str) -> dict[str, Any]:
 
 def _job(cell: Cell, folder: Path, base: Path, device: str) -> tuple[Job, Any]:
     from benchmarks import replica
-    from qwen_vl_lora.tuning.settings import TrainingSettings
 
     workload = Workload(
         "memory",
@@ -200,9 +190,7 @@ def _job(cell: Cell, folder: Path, base: Path, device: str) -> tuple[Job, Any]:
     changes = {**workload.parameters, "lora": lora, "quantization": cell.quantization}
     options = {"parameters": changes, "images": cell.batch, "captions": cell.captions, "side": cell.side}
     parameters = replica.write_parameters(folder, changes)
-    names = (field for field in TrainingSettings.__dataclass_fields__ if field != "max_share")
-    settings = TrainingSettings(max_share=0.0, **{name: getattr(parameters, name) for name in names})
-    return Job("benchmarks.memory", "measure", folder, folder / "scratch", base, options=options), settings
+    return Job("benchmarks.memory", "measure", folder, folder / "scratch", base, options=options), parameters
 
 
 def render_table(results: Record) -> str:

@@ -12,8 +12,8 @@ import pandas  # noqa: F401
 
 from benchmarks.jobs import Job, read_json, write_json
 from qwen_vl_lora.features.store import FeatureStore
-from qwen_vl_lora.modeling.adapter import Adapter
-from qwen_vl_lora.modeling.base_model import BaseModel
+from qwen_vl_lora.model.adapter import Adapter
+from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.pipelines.data_engineering import nodes as data_engineering
 from qwen_vl_lora.pipelines.encoding import encode_images
@@ -30,13 +30,14 @@ FIRST_LOSS_SAMPLES = 16
 
 def call_node(node: Callable[..., Any], parameters: Parameters, **datasets: Any) -> Any:
     """Call a node with what its arguments name: datasets first, else a block of the parameters."""
+    given = {"settings": parameters, **datasets}
     names = inspect.signature(node).parameters
-    return node(**{name: datasets[name] if name in datasets else getattr(parameters, name) for name in names})
+    return node(**{name: given[name] if name in given else getattr(parameters, name) for name in names})
 
 
 def open_images(data: Path, split: str) -> ImageStore:
     """The pictures of one split, as the catalog's `images` entry would load them."""
-    return read_manifest(data / split / "manifest.csv", data / "data" / "02_intermediate" / split / "images" / "files")
+    return read_manifest(data / split / "manifest.csv", workspace_in(data, split).images)
 
 
 def save_images(images: ImageStore, manifest: Path) -> ImageStore:
@@ -59,9 +60,21 @@ def encode(job: Job, images: ImageStore, workspace: Workspace) -> FeatureStore:
 
 def open_workspace(job: Job) -> Workspace:
     """A workspace in the job's own folder, empty before the job."""
-    workspace = Workspace(path=job.scratch / "data" / "09_workspace" / "bench")
+    workspace = workspace_in(job.scratch, "bench")
     workspace.path.mkdir(parents=True, exist_ok=True)
     return workspace
+
+
+def workspace_in(project: Path, recipe: str) -> Workspace:
+    """A recipe's workspace and places below a folder, as the project's own catalog lays them out."""
+    data = project / "data"
+    return Workspace(
+        path=data / "09_workspace" / recipe,
+        project=project,
+        images=data / "02_intermediate" / recipe / "images" / "files",
+        feature_store=data / "04_feature" / recipe / "image_features",
+        adapters=data / "06_models" / recipe / "adapter",
+    )
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -126,7 +139,7 @@ def engineer(job: Job) -> dict[str, Any]:
 
 def _collect(job: Job, parameters: Parameters, manifest: Path, samples_file: Path) -> Path:
     """The first node and its saves; gives the folder of the published bytes."""
-    staged, samples, table, rejected = call_node(
+    staged, samples, table, rejected, pictures, summary = call_node(
         data_engineering.collect_samples,
         parameters,
         captioned_images=CaptionsFile(job.data / "captions.csv"),
@@ -136,6 +149,8 @@ def _collect(job: Job, parameters: Parameters, manifest: Path, samples_file: Pat
     write_records(samples, samples_file)
     table.to_csv(job.scratch / "caption_table.csv", index=False)
     rejected.to_csv(job.scratch / "rejected_samples.csv", index=False)
+    write_json(job.scratch / "rejected_pictures.json", pictures)
+    write_json(job.scratch / "collection_summary.json", summary)
     return staged.published
 
 
@@ -149,21 +164,18 @@ def check(job: Job) -> dict[str, Any]:
     from torch.nn import functional
 
     from qwen_vl_lora.features.inputs import choose_pictures
-    from qwen_vl_lora.modeling.chat import ChatEncoder
-    from qwen_vl_lora.modeling.pictures import PictureSizer
-    from qwen_vl_lora.samples.conversations import parse_conversation
-    from qwen_vl_lora.tuning.collator import RowCollator
-    from qwen_vl_lora.tuning.rows import plan_passes
+    from qwen_vl_lora.model.chat import ChatEncoder
+    from qwen_vl_lora.samples.conversations import Conversations
+    from qwen_vl_lora.training.collator import RowCollator
+    from qwen_vl_lora.training.rows import plan_passes
 
     parameters = Parameters.model_validate(job.parameters)
     base_model, images = BaseModel(name="base", path=job.base_path), open_images(job.data, "train")
-    processor = base_model.load_processor()
-    sizer = PictureSizer.for_processor(processor, parameters.image)
-    encoder = ChatEncoder(processor, sizer, images)
-    encoded = [encoder.encode(parse_conversation(record)) for record in job.conversations("train")]
+    encoder = ChatEncoder(base_model.load_processor(), parameters.image, images)
+    encoded = [encoder.encode(conversation) for conversation in Conversations(job.conversations("train"))]
     store, dtype = FeatureStore(open_workspace(job).feature_store), parameters.training_args.dtype
-    pictures = choose_pictures(parameters.vision, base_model, store, images, dtype, processor, sizer)
-    collate = RowCollator(pictures, processor.tokenizer.pad_token_id, sizer.merge_size)
+    pictures = choose_pictures(parameters.vision, base_model, encoder, store, dtype)
+    collate = RowCollator(encoder, pictures)
     model = base_model.load_model(dtype, parameters.device)
     total, tokens = 0.0, 0
     for rows in plan_passes(encoded[:FIRST_LOSS_SAMPLES], parameters.rows, 4):

@@ -19,9 +19,9 @@ from PIL import Image
 from benchmarks.jobs import Job, write_json
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.samples.records import SourceSample, Turn
-from qwen_vl_lora.scenes.drawing import Scene, draw_picture
-from qwen_vl_lora.scenes.language import enumerate_words, name, short_captions
-from qwen_vl_lora.scenes.partitions import Partition, draw_distinct_scenes
+from qwen_vl_lora.tiny.drawing import Scene, draw_picture
+from qwen_vl_lora.tiny.language import enumerate_words, name, short_captions
+from qwen_vl_lora.tiny.partitions import Partition, draw_distinct_scenes
 
 SEED = 42
 JPEG_QUALITY = 90
@@ -70,7 +70,7 @@ def build_base(
     """
     import torch
 
-    from qwen_vl_lora.scenes.tiny_model import build_processor
+    from qwen_vl_lora.tiny.tiny_model import build_processor
 
     processor = build_processor(SEED)
     model_class, config = _architecture(geometry, processor.tokenizer, spread)
@@ -93,7 +93,7 @@ def _architecture(geometry: Geometry, tokenizer: Any, spread: float) -> tuple[An
     """Model class and config of a geometry."""
     import transformers
 
-    from qwen_vl_lora.scenes.tiny_model import SPECIAL_TOKENS
+    from qwen_vl_lora.tiny.tiny_model import SPECIAL_TOKENS
 
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     text = {
@@ -135,7 +135,7 @@ def build_tiny(folder: Path) -> Path:
     """The shipped tiny base, or one of its shape with random weights where it was not built yet."""
     if (SHIPPED_TINY / "config.json").is_file():
         return SHIPPED_TINY
-    from qwen_vl_lora.scenes.tiny_model import TinySizes, build_model, build_processor
+    from qwen_vl_lora.tiny.tiny_model import TinySizes, build_model, build_processor
 
     processor = build_processor(SEED)
     build_model(TinySizes(), processor.tokenizer, SEED).save_pretrained(folder)
@@ -182,11 +182,10 @@ def write_parameters(folder: Path, changes: dict[str, Any]) -> Parameters:
 
 def write_split(folder: Path, split: str, samples: Iterator[SourceSample], parameters: Parameters) -> None:
     """Pictures in a content-addressed store and `<split>.json`, by the project's own data nodes."""
-    from benchmarks.project import call_node, save_images
+    from benchmarks.project import call_node, save_images, workspace_in
     from qwen_vl_lora.pipelines.data_engineering.nodes import build_conversations, collect_samples
-    from qwen_vl_lora.samples.workspace import Workspace
 
-    workspace = Workspace(path=folder / "data" / "09_workspace" / split)
+    workspace = workspace_in(folder, split)
     collected = call_node(collect_samples, parameters, captioned_images=samples, workspace=workspace)
     images = save_images(collected.images, folder / split / "manifest.csv")
     conversations = call_node(build_conversations, parameters, samples=collected.samples, images=images)

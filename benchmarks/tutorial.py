@@ -140,7 +140,6 @@ def training_arguments(parameters: dict[str, Any], output_dir: Path) -> Training
         "num_train_epochs",
         "save_steps",
         "learning_rate",
-        "save_on_each_node",
         "gradient_checkpointing",
         "bf16",
         "seed",

@@ -17,9 +17,6 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PATCH = 28
-"""Pixels of one image token's side: patches of 14, merged 2x2."""
-
 COCO_SAMPLES = (496, 4)
 """Training and test samples of the first 500 rows, where no held-out image has a second caption among them."""
 
@@ -75,7 +72,7 @@ def compare(env: str, params: str) -> list[Check]:
         settings = validate_parameters(dict(context.config_loader["parameters"])).model_dump()
     return [
         *_base_checks(loaded["base_model"]),
-        *_data_checks(env, settings, loaded["split_summary"]["samples"], loaded["batch_preview"]),
+        *_data_checks(env, settings, loaded["split_summary"]["samples"], loaded["batch_preview"], loaded["base_model"]),
         *_training_checks(settings, loaded["training_summary"], loaded["base_model"]),
         *_caption_checks(loaded["predictions"]),
     ]
@@ -88,9 +85,11 @@ def _base_checks(base: Any) -> list[Check]:
     ]
 
 
-def _data_checks(env: str, settings: dict[str, Any], samples: dict[str, int], preview: dict[str, Any]) -> list[Check]:
+def _data_checks(
+    env: str, settings: dict[str, Any], samples: dict[str, int], preview: dict[str, Any], base: Any
+) -> list[Check]:
     image = settings["image"]
-    checks = [Check("image tokens of a training row", _image_tokens(preview), _expected_image_tokens(image), "")]
+    checks = [Check("image tokens of a training row", _image_tokens(preview), _expected_image_tokens(image, base), "")]
     if env == "qwen2_vl_2b_coco":
         note = "Fewer: see rejected_samples.csv."
         checks.append(Check("training and test samples", (samples["train"], samples["test"]), COCO_SAMPLES, note))
@@ -132,27 +131,30 @@ def _image_tokens(preview: dict[str, Any]) -> int:
     return int(preview["rows"][0]["image_tokens"])
 
 
-def _expected_image_tokens(image: dict[str, Any]) -> int | None:
-    sides = (image["resized_height"], image["resized_width"])
-    return math.prod(round(side / PATCH) for side in sides) if all(sides) else None
+def _expected_image_tokens(image: dict[str, Any], base: Any) -> int | None:
+    vision, sides = base.config["vision_config"], (image["resized_height"], image["resized_width"])
+    token = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 2)  # px
+    return math.prod(round(side / token) for side in sides) if all(sides) else None
 
 
 def trainable_parameters(config: dict[str, Any], lora: dict[str, Any]) -> int | None:
     """LoRA's parameters on a language model of this shape: r (inputs + outputs) for each projection."""
     text = config.get("text_config", config)
     hidden, inner = text["hidden_size"], text["intermediate_size"]
-    grouped = hidden // text["num_attention_heads"] * text["num_key_value_heads"]
+    head = text.get("head_dim", hidden // text["num_attention_heads"])
+    queries, grouped = head * text["num_attention_heads"], head * text["num_key_value_heads"]
     shapes = {
-        "q_proj": (hidden, hidden),
+        "q_proj": (hidden, queries),
         "k_proj": (hidden, grouped),
         "v_proj": (hidden, grouped),
-        "o_proj": (hidden, hidden),
+        "o_proj": (queries, hidden),
         "gate_proj": (hidden, inner),
         "up_proj": (hidden, inner),
         "down_proj": (inner, hidden),
     }
     targets = lora["target_modules"]
-    if lora["bias"] != "none" or lora["use_dora"] or not set(targets) <= set(shapes):
+    layers_differ = "linear_num_value_heads" in text
+    if lora["bias"] != "none" or lora["use_dora"] or layers_differ or not set(targets) <= set(shapes):
         return None
     return text["num_hidden_layers"] * sum(lora["r"] * sum(shapes[name]) for name in targets)
 

@@ -35,7 +35,6 @@ TRAINING = {
     "save_strategy": "steps",
     "save_steps": 100,
     "save_total_limit": None,
-    "save_on_each_node": True,
     "load_best_model_at_end": False,
     "early_stopping_patience": None,
 }

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import warm
 from made_once import made_once
 
 PROJECT = Path(__file__).parents[1]
@@ -56,7 +57,14 @@ def kedro_run(pipelines: str, *, env: str | None = None, prefix: tuple[str, ...]
 
 def call(command: list[str], project: Path, **options) -> subprocess.CompletedProcess[str]:
     """Run to its end, output captured unless `options` say otherwise."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    environment = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "DO_NOT_TRACK")}
-    settings = {**streams, "env": environment, "text": True, "timeout": 240, "check": False, "cwd": project}
-    return subprocess.run(command, **{**settings, **options})
+    return warm.run(command, **{"env": environment(), "cwd": project, **options})
+
+
+def start(command: list[str], project: Path, **streams) -> warm.Process | subprocess.Popen[str]:
+    """Begin, and do not wait for it; text streams."""
+    return warm.start(command, env=environment(), cwd=project, **streams)
+
+
+def environment() -> dict[str, str]:
+    """That of a person who set nothing for this project."""
+    return {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "DO_NOT_TRACK")}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from made_once import made_once
+from warm import keep_parents
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["DO_NOT_TRACK"] = "1"  # kedro-telemetry, in the projects that tests make
@@ -18,21 +19,22 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 for name in [name for name in os.environ if name.startswith("SWANLAB_")]:
     del os.environ[name]  # a key would send what the tests make
+keep_parents()
 PROJECT = Path(__file__).parents[1]
 TINY_BASE = PROJECT / "data" / "06_models" / "tiny_qwen2_vl"
 
 
 HEAVY = (
     "faults/test_training.py",
-    "tuning/test_launcher.py",
+    "training/test_two_ranks.py",
     "datasets/test_hub.py",
     "tracking/test_tracker.py",
-    "ranks/test_launching.py",
+    "cluster/test_ranks.py",
     "reliability/test_faults.py",
     "hub/test_recipes.py",
     "pipelines/test_training.py",
     "pipelines/test_kinds_of_training.py",
-    "lineage/test_replays.py",
+    "runs/test_replays.py",
     "faults/test_interruptions.py",
     "pipelines/test_tracking.py",
     "commands/test_caption.py",
@@ -49,7 +51,7 @@ def pytest_collection_modifyitems(items):
 
 @functools.cache
 def make_processor():
-    from qwen_vl_lora.scenes.tiny_model import build_processor
+    from qwen_vl_lora.tiny.tiny_model import build_processor
 
     return build_processor(0)
 

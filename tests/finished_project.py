@@ -1,10 +1,10 @@
-"""One finished default run on a slice with a random tiny base, shared by the tests that only look at it."""
+"""One finished default run on a slice with a random tiny base; each caller gets a copy of its own."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import shutil
+import tempfile
 from pathlib import Path
 
 from made_once import made_once
@@ -20,16 +20,17 @@ SLICE = {
 }
 
 
-@functools.cache
 def finished_project(root: Path, base: Path) -> Path:
-    """A project below `root` whose catalog holds everything that `kedro run` writes. Run once for all test processes.
+    """A project below `root` whose catalog holds everything that `kedro run` writes, for the caller alone.
+
+    The run is made once for all test processes.
 
     Args:
         root: pytest's base temporary folder.
         base: the base model's directory; it is copied to where the default configuration reads it.
     """
     made = made_once(root, "finished", lambda project: _run_all(project, base))
-    return shutil.copytree(made, root / "finished_project")
+    return shutil.copytree(made, Path(tempfile.mkdtemp(prefix="finished_", dir=root)) / "project")
 
 
 def _run_all(project: Path, base: Path) -> None:

@@ -40,12 +40,12 @@ def artifacts(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--params", "lora.rank=8"], "lora.rank: no name of LoraConfig; nearest: r"),
+        (["--params", "lora.rank=8"], "lora.rank: not a name of LoraConfig; nearest: r"),
         (["--params", "lorra.r=4"], "lorra: unknown key; nearest: lora"),
-        (["--params", "lora.r=-1"], "lora.r: Input should be greater than 0; came -1"),
-        (["--params", "base_model=no/such/model"], "no/such/model is not there"),
+        (["--params", "lora.r=-1"], "lora.r: Input should be greater than 0; got -1"),
+        (["--params", "base_model=no/such/model"], "no/such/model not found"),
         (["--pipeline", "evaluation", "--params", "recipe=none_yet"], "none_yet"),
-        (["--env", "own_caption"], "no such environment; nearest: own_captions. There are: base, "),
+        (["--env", "own_caption"], "no such environment; nearest: own_captions. Environments: base, "),
         (["--only-missing-outputs"], "--only-missing-outputs is not supported"),
         (["--env", "own_captions"], "captions_file="),
         (["--env", "own_captions", "--params", "captions_file=missing.csv"], "missing.csv"),
@@ -78,6 +78,12 @@ def test_an_expected_fault_is_one_message_and_no_node_runs(kedro, tmp_path, argu
             {"image": {"url_hosts": ["a.example", "b.example"]}, "lora": {"r": 4}},
         ),
         ("captions_file=a=b/c.csv", {"captions_file": "a=b/c.csv"}),
+        (
+            "captions_file='/data/a, name=b/c.csv',device=cpu",
+            {"captions_file": "/data/a, name=b/c.csv", "device": "cpu"},
+        ),
+        ('prompt.user="What, x=it\'s?"', {"prompt": {"user": "What, x=it's?"}}),
+        ("prompt.user=It's it, recipe=x", {"prompt": {"user": "It's it"}, "recipe": "x"}),
         ("", {}),
     ],
 )
@@ -89,6 +95,11 @@ def test_a_comma_ends_a_value_only_where_another_name_follows(given, parameters)
 def test_a_parameter_without_its_value_is_refused():
     with pytest.raises(click.UsageError, match="'device' must be of the form key=value"):
         cli.commands["run"].make_context("run", ["--params", "device"])
+
+
+def test_a_quote_that_is_not_closed_is_refused():
+    with pytest.raises(click.UsageError, match="is not closed"):
+        cli.commands["run"].make_context("run", ["--params", "captions_file='/data/a, name=b/c.csv"])
 
 
 def test_verbose_shows_the_traceback(kedro):

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from qwen_vl_lora.exceptions import ParameterError
-from qwen_vl_lora.library_parameters import LoraParameters, TrainingParameters, library_names
-from qwen_vl_lora.parameters import validate_parameters
+from qwen_vl_lora.library_parameters import TrainingParameters, library_names
+from qwen_vl_lora.lora_parameters import LoraParameters
+from qwen_vl_lora.parameters import ExportParameters, validate_parameters
 
 BASE = Path(__file__).parents[1] / "conf" / "base" / "parameters.yml"
 
@@ -32,23 +36,27 @@ def changed(tree, key, value):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("lora.rank", 8, r"lora\.rank: no name of LoraConfig; nearest: r\b"),
+        ("lora.rank", 8, r"lora\.rank: not a name of LoraConfig; nearest: r\b"),
         ("lorra.r", 4, "lorra: unknown key; nearest: lora"),
-        ("lora.r", -1, "lora.r: .*greater than 0; came -1"),
-        ("lora.r", "8", "lora.r: .*integer; came '8'"),
+        ("lora.r", -1, "lora.r: .*greater than 0; got -1"),
+        ("lora.r", "8", "lora.r: .*integer; got '8'"),
         ("lora.lora_dropout", 1.0, "lora.lora_dropout: .*less than 1"),
-        ("lora.exclude_modules", "x", "set by the project: `vision`"),
+        ("lora.exclude_modules", "(", "lora.exclude_modules: expected a regular expression; got .*missing"),
         ("training_args.learning_rat", 1e-4, "nearest: learning_rate"),
         ("training_args.learning_rate", float("nan"), "training_args.learning_rate: .*finite"),
         ("training_args.output_dir", "x", r"training_args\.output_dir: set by the project"),
-        ("training_args.report_to", "all", "use the `swanlab` block"),
+        ("training_args.report_to", "all", "use a tracker's block of parameters.yml"),
         ("training_args.deepspeed", "zero3.json", "would update the weights after each; use fsdp"),
-        ("training_args.fsdp", "full_shard", "fsdp is true or false, came 'full_shard'"),
-        ("training_args.fsdp", True, "shards weights among processes, and launcher says one"),
-        ("training_args.fsdp_config", {"version": 1}, "other ways to cut were never tried here"),
+        ("training_args.fsdp", "full_shard", "fsdp: expected true or false; got 'full_shard'"),
+        ("training_args.fsdp", True, "shards weights among processes, but there is only one"),
+        ("training_args.fsdp_config", {"version": 1}, "other ways were never tested here"),
         ("training_args.per_device_train_batch_size", "aut", "training_args.per_device_train_batch_size: .*'auto'"),
         ("training_args.bf16", "yes", "training_args.bf16: .*boolean"),
         ("image.resized_height", None, "resized_height and resized_width, or min_pixels"),
+        ("export.max_shard_size", "big", "expected a size above 0 in KB, MB, GB or TB, such as 5GB; got 'big'"),
+        ("export.max_shard_size", "0", "export.max_shard_size: .* got '0'"),
+        ("export.max_shard_size", "0GB", "export.max_shard_size: .* got '0GB'"),
+        ("export.max_shard_size", "2GiB", "got '2GiB'; nearest: 2GB"),
         ("split.validation_images", 0, "eval_strategy is `epoch` but split.validation_images is 0"),
         ("device", "gpu", "device: .*'auto', 'cpu' or 'cuda'"),
         ("device", "mps", "device: `mps` is not supported: .*Apple's GPUs.*Give cuda"),
@@ -72,15 +80,74 @@ def test_a_wrong_parameter_is_named_with_what_is_allowed(tree, key, value, messa
     ],
 )
 def test_what_was_never_trained_with_shards_is_refused(tree, key, value, message):
-    sharded = changed(changed(tree, "training_args.fsdp", True), "launcher.nproc_per_node", 2)
+    sharded = changed(changed(tree, "training_args.fsdp", True), "cluster.processes", 2)
     assert validate_parameters(sharded).training_args.is_sharded
     with pytest.raises(ParameterError, match=message):
         validate_parameters(changed(sharded, key, value))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"min_pixels": 900, "max_pixels": 800}, "min_pixels 900 is above max_pixels 800"),
+        ({"resized_height": 28, "resized_width": 5628}, "differ by a factor of 201; expected at most 200"),
+    ],
+)
+def test_a_size_that_no_picture_can_have_is_refused(tree, given, message):
+    sizes = dict.fromkeys(("resized_height", "resized_width", "min_pixels", "max_pixels"))
+    with pytest.raises(ParameterError, match=message):
+        validate_parameters({**tree, "image": {**tree["image"], **sizes, **given}})
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.one_of(
+        st.text(max_size=6),
+        st.from_regex(r" *[0-9.+e-]{0,5} *([KMGTPk][iI]?[Bb])? *", fullmatch=True),
+    )
+)
+def test_a_size_of_files_that_is_accepted_can_be_read_and_is_not_zero(size):
+    """By the function that cuts the merged weights into files."""
+    from huggingface_hub.serialization._base import parse_size_to_int
+
+    try:
+        export = ExportParameters(dtype="base", max_shard_size=size)
+    except ValidationError:
+        return
+    assert parse_size_to_int(export.max_shard_size) > 0
+
+
+def test_several_refused_names_of_a_library_are_named_at_once(tree):
+    wrong = changed(changed(tree, "training_args.tf32", True), "training_args.learning_rat", 1)
+    with pytest.raises(ParameterError, match="2 in all") as caught:
+        validate_parameters(wrong)
+    assert "training_args.tf32:" in str(caught.value)
+    assert "nearest: learning_rate" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["split.test_images", "split.validation_images"])
+@pytest.mark.parametrize(
+    "value",
+    [-1, 1.0, 1.5, 0.0, -0.1, True, None, "", "64", "10", "0%", "100%", "-5%", "10% up to 0", "10% to 64", "ten", [4]],
+)
+def test_a_size_of_the_split_that_is_no_number_and_no_share_is_refused(tree, key, value):
+    with pytest.raises(ParameterError, match=rf"{key}: expected a number of images .*10% up to 64\); got "):
+        validate_parameters(changed(tree, key, value))
+
+
+@pytest.mark.parametrize(
+    ("value", "images"),
+    [(0, 0), (64, 64), (0.1, 20), ("10%", 20), ("10 %", 20), ("2.5%", 5), ("10% up to 8", 8), ("0.1%", 1)],
+)
+def test_a_size_of_the_split_is_a_number_a_share_or_a_share_with_a_limit(tree, value, images):
+    split = validate_parameters(changed(tree, "split.test_images", value)).split
+    assert split.test_images == value
+    assert split.held_out("test").of(200) == images
+
+
 def test_all_faults_are_reported_at_once(tree):
     wrong = changed(changed(tree, "lora.r", 0), "split.test_images", -3)
-    with pytest.raises(ParameterError, match="2 wrong") as caught:
+    with pytest.raises(ParameterError, match="2 in all") as caught:
         validate_parameters(wrong)
     assert "lora.r:" in str(caught.value)
     assert "split.test_images:" in str(caught.value)
@@ -145,11 +212,12 @@ def test_every_parameter_is_documented_with_its_default(tree):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("launcher.nnodes", 2, "nnodes is 2, which needs rdzv_endpoint: HOST:PORT"),
-        ("launcher.rdzv_endpoint", "somewhere", "required is HOST:PORT, such as .*; came 'somewhere'"),
-        ("launcher.rdzv_endpoint", "host:99999", "required is HOST:PORT"),
-        ("launcher.nproc_per_node", 0, "launcher.nproc_per_node: "),
-        ("training_args.ddp_timeout", 5, "use launcher.timeout"),
+        ("cluster.address", "somewhere", "expected null, auto or HOST:PORT, such as .*; got 'somewhere'"),
+        ("cluster.address", "host:99999", "expected null, auto or HOST:PORT"),
+        ("cluster.gpus_per_process", 2, "gpus_per_process needs a cluster"),
+        ("cluster.processes", 0, "cluster.processes: "),
+        ("launcher", {"nproc_per_node": 2}, "launcher: its keys are now cluster.processes"),
+        ("training_args.ddp_timeout", 5, "use cluster.timeout"),
     ],
 )
 def test_processes_that_could_not_meet_are_refused(tree, key, value, message):
@@ -172,3 +240,11 @@ def test_what_would_train_wrongly_or_be_passed_over_is_refused(tree, changes, me
     with pytest.raises(ParameterError, match=message) as refused:
         validate_parameters(tree)
     assert "hf_secret" not in str(refused.value)
+
+
+def test_runs_that_were_stored_before_a_key_existed_are_replayed_with_the_value_of_the_embedded_default(tree):
+    older = copy.deepcopy(tree)
+    for name in ("nothing_words", "columns", "split_column", "sidecar_lines", "exclude"):
+        del older["captions"][name]
+    del older["image"]["more_formats"]
+    assert validate_parameters(older) == validate_parameters(tree)

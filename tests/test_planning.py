@@ -9,7 +9,7 @@ from kedro.framework.startup import bootstrap_project
 from command_line import make_project
 from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.parameters import validate_parameters
-from qwen_vl_lora.planning import find_data
+from qwen_vl_lora.session.planning import find_data
 from samples.pictures import write
 
 

@@ -1,4 +1,4 @@
-"""Random two-layer models of both families, built from their configs, and pictures to show them."""
+"""Random models of all families with two or three layers, built from their configs, and pictures to show them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,32 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
-from qwen_vl_lora.modeling.fingerprints import file_sha256
+from qwen_vl_lora.runs.storage import file_sha256
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
-from qwen_vl_lora.scenes.tiny_model import SPECIAL_TOKENS
+from qwen_vl_lora.tiny.tiny_model import SPECIAL_TOKENS
 
 HIDDEN = 64
-FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+SHARING = FAMILIES[:3]
+"""The families whose layers all obey a mask between answers."""
 
+_QWEN3_TOWER = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "num_position_embeddings": 64,
+    "out_hidden_size": HIDDEN,
+}
 _VISION = {
     "qwen2_vl": {"embed_dim": 32, "depth": 2, "num_heads": 2, "hidden_size": HIDDEN},
     "qwen2_5_vl": {
@@ -33,22 +50,71 @@ _VISION = {
         "window_size": 56,
         "fullatt_block_indexes": [1],
     },
+    "qwen3_vl": {**_QWEN3_TOWER, "deepstack_visual_indexes": [0, 2]},
+    "qwen3_5": _QWEN3_TOWER,
+}
+_TEXT = {
+    "qwen2_vl": {},
+    "qwen2_5_vl": {},
+    "qwen3_vl": {"head_dim": 32, "num_hidden_layers": 3},  # what the last layer adds to pictures, no answer sees
+    "qwen3_5": {
+        "head_dim": 32,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "mrope_section": [4, 2, 2],
+            "partial_rotary_factor": 0.5,
+        },
+    },
 }
 _CLASSES = {
     "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
     "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+    "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration),
+    "qwen3_5": (Qwen3_5Config, Qwen3_5ForConditionalGeneration),
 }
+
+THINKING_TEMPLATE = """\
+{%- set last = namespace(question=0) -%}
+{%- for message in messages if message['role'] == 'user' -%}{%- set last.question = last.question + 1 -%}{%- endfor -%}
+{%- set asked = namespace(questions=0) -%}
+{%- for message in messages -%}
+    {%- if message['role'] == 'user' -%}{%- set asked.questions = asked.questions + 1 -%}{%- endif -%}
+    {{- '<|im_start|>' + message['role'] + '\\n' -}}
+    {%- set text -%}
+        {%- for part in message['content'] -%}
+            {{- '<|vision_start|><|image_pad|><|vision_end|>' if part['type'] == 'image' else part['text'] -}}
+        {%- endfor -%}
+    {%- endset -%}
+    {%- if message['role'] == 'assistant' and asked.questions == last.question -%}
+        {%- set thought = text.split('</think>')[0].split('<think>')[-1] | trim if '</think>' in text else '' -%}
+        {{- '<think>\\n' + thought + '\\n</think>\\n\\n' -}}
+    {%- endif -%}
+    {{- text.split('</think>')[-1] | trim + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\\n<think>\\n' -}}
+    {%- if enable_thinking is defined and enable_thinking is false -%}{{- '\\n</think>\\n\\n' -}}{%- endif -%}
+{%- endif -%}
+"""
+"""What Qwen3.5's template does with thoughts: only answers after the last question keep a think block."""
 
 
 def save_tiny_base(folder: Path, processor, family: str, *, tied: bool = True) -> Path:
     """A random model of `family` with `processor`, as a directory that loads like a real one."""
     config_class, model_class = _CLASSES[family]
+    processor = _processor_of(family, processor)
     ids = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     config = config_class(
         text_config={
             "vocab_size": len(processor.tokenizer),
             "hidden_size": HIDDEN,
-            "intermediate_size": 96,
+            "intermediate_size": 128,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
@@ -57,6 +123,7 @@ def save_tiny_base(folder: Path, processor, family: str, *, tied: bool = True) -
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": ids["<|endoftext|>"],
+            **_TEXT[family],
         },
         vision_config=_VISION[family],
         image_token_id=ids["<|image_pad|>"],
@@ -75,6 +142,19 @@ def save_tiny_base(folder: Path, processor, family: str, *, tied: bool = True) -
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def _processor_of(family: str, processor):
+    """The tiny base's processor, or one of the newer families with its tokenizer."""
+    if family in ("qwen2_vl", "qwen2_5_vl"):
+        return processor
+    without_system = processor.chat_template.replace("if loop.first and", "if false and")
+    return Qwen3VLProcessor(
+        Qwen2VLImageProcessor(patch_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3),
+        processor.tokenizer,
+        Qwen3VLVideoProcessor(),
+        chat_template=without_system if family == "qwen3_vl" else THINKING_TEMPLATE,
+    )
 
 
 def random_picture(width: int, height: int, seed: int) -> bytes:

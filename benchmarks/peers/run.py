@@ -26,7 +26,7 @@ from benchmarks.jobs import Job, read_json, write_json
 from benchmarks.machine import current_commit, describe_machine
 from benchmarks.measuring import PROJECT, Bench, Record, report, run_job, without_paths
 from benchmarks.workloads import Workload, choose
-from qwen_vl_lora.modeling.fingerprints import stored_tensors
+from qwen_vl_lora.model.fingerprints import stored_tensors
 
 HERE = Path(__file__).parent
 TOOLS = ("trl", "ms_swift", "llama_factory")

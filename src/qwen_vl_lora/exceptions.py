@@ -1,25 +1,34 @@
-"""Every error the project raises on purpose.
+"""Every error that the project raises on purpose.
 
-    QwenVLLoraError             an expected fault; its message alone is shown to the user
+    QwenVLLoraError             an expected fault; only its message is shown to the user
     ├── ParameterError          (ValueError)        a key or value in parameters.yml or --params
-    ├── DataFormatError         (ValueError)        a source, sample, image or artifact in the wrong form
-    │   ├── samples.records.RowError                one row; a collection makes it a rejection
-    │   └── hub.fetching.FetchError                 one address; a stage makes it a rejection
-    ├── MissingArtifactError    (FileNotFoundError) a file, snapshot or version that is not there
-    ├── BaseModelError          (RuntimeError)      a base model that cannot be used as it is
-    ├── AdapterError            (RuntimeError)      an adapter that does not belong to this base or setting
-    ├── DeviceError             (RuntimeError)      the asked-for device is absent or too small
-    ├── TrainingError           (RuntimeError)      training stopped itself: the result would be wrong
-    ├── LauncherError           (RuntimeError)      a rank was killed or hung, or a machine did not come
-    ├── MachineError            (RuntimeError)      the disk is full, memory is out, access was refused
-    └── lineage.run.RunInterruptedError (RuntimeError)  a signal asked the run to end
+    ├── DataFormatError         (ValueError)        a source, sample, picture or artifact in the wrong form
+    │   ├── samples.records.RowError                one row; a collection turns it into a rejection
+    │   └── hub.fetching.FetchError                 one URL; a stage turns it into a rejection
+    ├── MissingArtifactError    (FileNotFoundError) a file, snapshot or version was not found
+    ├── BaseModelError          (RuntimeError)      a base model that cannot be used
+    ├── AdapterError            (RuntimeError)      an adapter that does not fit the base model or the parameters
+    ├── DeviceError             (RuntimeError)      the requested device is missing or too small
+    ├── TrainingError           (RuntimeError)      training stopped because the result would be wrong
+    ├── ClusterError            (RuntimeError)      a rank was killed or hung, or a machine did not join
+    ├── MachineError            (RuntimeError)      the disk is full, memory is exhausted, access was denied
+    └── runs.run.RunInterruptedError (RuntimeError)  a signal ended the run
 
-A message names where, what was required, what came, and the remedy.
+A message states the place, what was expected, what it got, and the remedy.
 """
+
+CTRL_C = 130
+"""Exit code of a command that Ctrl-C ended: 128 and the number of SIGINT, as in shells."""
 
 
 class QwenVLLoraError(Exception):
-    """An expected fault: the command line prints its message without a traceback."""
+    """Base of all expected faults. The command line prints the message without a traceback.
+
+    Attributes:
+        exit_code: of the command that it ends.
+    """
+
+    exit_code = 1
 
 
 class ParameterError(QwenVLLoraError, ValueError):
@@ -27,15 +36,15 @@ class ParameterError(QwenVLLoraError, ValueError):
 
 
 class DataFormatError(QwenVLLoraError, ValueError):
-    """A source, sample, image or stored artifact does not have the form it must have."""
+    """A source, sample, picture or stored artifact does not have the expected form."""
 
 
 class MissingArtifactError(QwenVLLoraError, FileNotFoundError):
-    """A file, snapshot or dataset version that is needed is not there."""
+    """A required file, snapshot or dataset version was not found."""
 
 
 class BaseModelError(QwenVLLoraError, RuntimeError):
-    """The base model is incomplete, altered or of a family that is not supported."""
+    """The base model is incomplete, altered or of an unsupported family."""
 
 
 class AdapterError(QwenVLLoraError, RuntimeError):
@@ -43,16 +52,16 @@ class AdapterError(QwenVLLoraError, RuntimeError):
 
 
 class DeviceError(QwenVLLoraError, RuntimeError):
-    """The asked-for device is absent, unsupported or out of memory."""
+    """The requested device is missing, unsupported or out of memory."""
 
 
 class TrainingError(QwenVLLoraError, RuntimeError):
-    """Training stopped itself because its result would have been wrong."""
+    """Training stopped because its result would have been wrong."""
 
 
-class LauncherError(QwenVLLoraError, RuntimeError):
-    """One of several processes was killed, hung or failed, or a machine did not come."""
+class ClusterError(QwenVLLoraError, RuntimeError):
+    """One of several processes was killed, hung or failed, or a machine did not join."""
 
 
 class MachineError(QwenVLLoraError, RuntimeError):
-    """The machine failed, not the program: the disk is full, memory is out, access was refused."""
+    """A fault of the machine: the disk is full, memory is exhausted, or access was denied."""

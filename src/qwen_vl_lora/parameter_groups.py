@@ -1,4 +1,4 @@
-"""What every block of settings is made of, and the nearest name for one that was mistyped."""
+"""The base class of all blocks of settings, and the nearest known name for a mistyped one."""
 
 from __future__ import annotations
 

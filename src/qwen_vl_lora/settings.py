@@ -1,8 +1,15 @@
 """Kedro's settings of this project."""
 
 import os
+from typing import Any
 
-from qwen_vl_lora.hooks import LineageHooks, ProjectHooks, TrackingHooks
+from kedro.config import OmegaConfigLoader
+
+from qwen_vl_lora.cluster.here import forget_other_launchers
+from qwen_vl_lora.session.given_parameters import hide_templates, show_templates
+from qwen_vl_lora.session.hooks import LineageHooks, ProjectHooks, TrackingHooks
+
+forget_other_launchers()
 
 # Threads that wait in a busy loop slow each other down several times where other work shares the cores.
 # Read when torch is imported, which is after this.
@@ -10,6 +17,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 HOOKS = (ProjectHooks(), LineageHooks(), TrackingHooks())
 
+
+class TextLoader(OmegaConfigLoader):
+    """Kedro's loader, in which `--params` gives values: a `${…}` in them is text. In files it stays a template."""
+
+    def __init__(self, conf_source: str, *, runtime_params: dict[str, Any] | None = None, **options: Any) -> None:
+        super().__init__(conf_source, runtime_params=hide_templates(runtime_params or {}), **options)
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        tree: dict[str, Any] = show_templates(super().__getitem__(key))
+        return tree
+
+
+CONFIG_LOADER_CLASS = TextLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",

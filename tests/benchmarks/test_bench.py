@@ -35,9 +35,8 @@ def toy(tmp_path):
 
 def test_both_sides_feed_the_same_tokens_and_score_the_same_ones(toy, monkeypatch):
     from benchmarks import project, tutorial
-    from qwen_vl_lora.modeling.base_model import BaseModel
-    from qwen_vl_lora.modeling.chat import ChatEncoder
-    from qwen_vl_lora.modeling.pictures import PictureSizer
+    from qwen_vl_lora.model.base_model import BaseModel
+    from qwen_vl_lora.model.chat import ChatEncoder
     from qwen_vl_lora.parameters import Parameters
     from qwen_vl_lora.samples.conversations import parse_conversation
 
@@ -46,9 +45,9 @@ def test_both_sides_feed_the_same_tokens_and_score_the_same_ones(toy, monkeypatc
     record = job.conversations("train")[0]
     processor = BaseModel(name="toy", path=job.base).load_processor()
     images = project.open_images(job.data, "train")
-    sizer = PictureSizer.for_processor(processor, Parameters.model_validate(job.parameters).image)
+    image = Parameters.model_validate(job.parameters).image
 
-    ours = ChatEncoder(processor, sizer, images).encode(parse_conversation(record))
+    ours = ChatEncoder(processor, image, images).encode(parse_conversation(record))
     theirs = tutorial.RowMapper(processor, job.parameters)(record)
 
     end = np.flatnonzero(ours.scored)[-1] + 1  # the template's line break behind the answer is scored by neither

@@ -31,7 +31,7 @@ def test_a_recipe_runs_as_a_whole_on_random_weights(tmp_path, monkeypatch, env):
 def test_the_checkpoints_that_are_built_have_the_published_sizes(monkeypatch, processor, geometry, name):
     import torch
 
-    from qwen_vl_lora.modeling.geometry import PUBLISHED, Geometry
+    from qwen_vl_lora.model.families import family_of_published
 
     monkeypatch.syspath_prepend(str(PROJECT))
     from benchmarks import replica
@@ -39,5 +39,7 @@ def test_the_checkpoints_that_are_built_have_the_published_sizes(monkeypatch, pr
     model_class, config = replica._architecture(replica.GEOMETRIES[geometry], processor.tokenizer, 0.02)
     with torch.device("meta"):
         model = model_class(config)
-    assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED[name].parameters
-    assert Geometry.of_config(config.to_dict()) == PUBLISHED[name]
+    family = family_of_published(name)
+    published = family.published_geometry(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == published.parameters
+    assert family.geometry(config.to_dict()) == published

@@ -1,7 +1,6 @@
 """`qwen-vl-lora plan` foresees what training does, needs no weights, and writes nothing."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,10 +8,11 @@ import pytest
 from click.testing import CliRunner
 from kedro.framework.startup import bootstrap_project
 
-from command_line import make_project
+from command_line import call, make_project
 from finished_project import SLICE, finished_project
 from qwen_vl_lora.commands.plan import plan as command
-from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
+from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError, ParameterError
+from samples.pictures import jpeg
 
 SAME = ",".join(
     f"{group}.{key}={value}"
@@ -88,16 +88,27 @@ def test_before_any_run_the_source_gives_the_same_numbers(finished, plan, tmp_pa
 
 
 def test_samples_that_max_length_would_leave_out_are_named(finished, plan):
-    tokens = json.loads(plan(finished, "--json"))["tokens"]
+    tokens = json.loads(plan(finished, "--json", "--params", SAME))["tokens"]
     limit = tokens["median"]
-    foreseen = json.loads(plan(finished, "--json", "--params", f"max_length={limit}"))
+    foreseen = json.loads(plan(finished, "--json", "--params", f"{SAME},max_length={limit}"))
     assert foreseen["too_long"]
     assert foreseen["stops_on_too_long"]
     assert f"longer than max_length    │ {len(foreseen['too_long'])}: identity_" in plan(
-        finished, "--params", f"max_length={limit}"
+        finished, "--params", f"{SAME},max_length={limit}"
     )
     with pytest.raises(DataFormatError, match="None of .* fits in max_length 5"):
-        plan(finished, "--params", "max_length=5")
+        plan(finished, "--params", f"{SAME},max_length=5")
+
+
+def test_stored_data_of_other_parameters_are_not_planned(finished, plan):
+    with pytest.raises(
+        ParameterError, match=r"captions.num_rows: 60 → 30\n.*kedro run --pipeline data_engineering"
+    ) as no:
+        plan(finished, "--params", SAME.replace("num_rows=60", "num_rows=30"))
+    assert "--from-source" in str(no.value)
+    other = SAME.replace("num_rows=60", "num_rows=30").replace("test_images=12", "test_images=5")
+    foreseen = json.loads(plan(finished, "--json", "--from-source", "--params", other))
+    assert sum(foreseen["samples"].values()) == 30
 
 
 def test_a_recipe_whose_base_and_data_are_elsewhere_is_planned_by_published_sizes(plan, tmp_path):
@@ -124,23 +135,48 @@ def test_a_recipe_whose_base_and_data_are_elsewhere_is_planned_by_published_size
     assert "124 s at 8 samples/s (stated)" in page
 
 
+@pytest.mark.parametrize(
+    ("env", "levels", "hidden", "gigabytes"), [("qwen3_vl_4b", 4, 2560, 8.89), ("qwen3_5_4b", 1, 2560, 9.33)]
+)
+def test_a_plan_counts_all_levels_of_a_picture(plan, tmp_path, env, levels, hidden, gigabytes):
+    fresh = make_project(tmp_path / "fresh")
+    (fresh / "pictures").mkdir()
+    for number in range(8):
+        jpeg_file = fresh / "pictures" / f"{number}.jpg"
+        jpeg_file.write_bytes(jpeg(number, (320, 320)))
+        jpeg_file.with_suffix(".txt").write_text("A dog.")
+    given = ("--params", "captions_file=pictures,split.test_images=2,split.validation_images=1")
+    foreseen = json.loads(plan(fresh, "--json", "--env", env, *given))
+    assert foreseen["image_tokens"]["max"] == 100
+    assert foreseen["features"] == 8 * 100 * levels * hidden * 2
+    assert foreseen["download"] == pytest.approx(gigabytes * 1e9, rel=0.01)
+    assert any("linear attention" in note for note in foreseen["notes"]) == (env == "qwen3_5_4b")
+
+
 def test_several_processes_take_larger_and_fewer_steps(plan, tmp_path):
     fresh = make_project(tmp_path / "fresh")
     recipe = ("--json", "--env", "qwen2_vl_2b_coco", "--params")
-    foreseen = json.loads(plan(fresh, *recipe, "launcher.nproc_per_node=4"))
+    foreseen = json.loads(plan(fresh, *recipe, "cluster.processes=4"))
     assert (foreseen["samples_per_step"], foreseen["steps"]) == (64, 16)
-    assert foreseen["notes"] == ["4 processes: memory is of each GPU, samples/s of all together."]
-    alone = json.loads(plan(fresh, *recipe, "launcher.nproc_per_node=1"))
+    assert foreseen["notes"] == ["4 processes: memory is per GPU, samples/s is for all together."]
+    alone = json.loads(plan(fresh, *recipe, "cluster.processes=1"))
     assert alone["memory"] == foreseen["memory"]
-    assert "auto: steps are planned for one process" in plan(fresh, *recipe, "launcher.nproc_per_node=auto")
+    assert "auto: steps are planned for one process" in plan(fresh, *recipe, "cluster.processes=auto")
 
 
 def test_an_unknown_base_that_is_elsewhere_is_refused(plan, tmp_path):
     fresh = make_project(tmp_path / "fresh")
-    with pytest.raises(MissingArtifactError, match="sizes are known of Qwen/Qwen2-VL-2B-Instruct, .* only"):
+    with pytest.raises(MissingArtifactError, match="sizes are known only for Qwen/Qwen2-VL-2B-Instruct, "):
         plan(fresh, "--params", "base_model=Somebody/Else")
-    with pytest.raises(MissingArtifactError, match="Base model .*nowhere/else is not there"):
+    with pytest.raises(MissingArtifactError, match="Base model .*nowhere/else not found"):
         plan(fresh, "--params", "base_model=data/nowhere/else")
+
+
+def test_the_defaults_of_the_tiny_base_are_not_planned_for_a_real_one(plan, tmp_path):
+    fresh = make_project(tmp_path / "fresh")
+    with pytest.raises(ParameterError, match=r"learning_rate: 0\.004[^$]*kedro run --env own_captions_qwen"):
+        plan(fresh, "--params", "captions.num_rows=8,split.test_images=2,split.validation_images=1,"
+             "base_model=Qwen/Qwen2-VL-2B-Instruct")  # fmt: skip
 
 
 def test_a_size_is_read_as_cards_are_sold(plan, tmp_path):
@@ -148,12 +184,12 @@ def test_a_size_is_read_as_cards_are_sold(plan, tmp_path):
     recipe = ("--json", "--env", "qwen2_vl_2b_coco", "--gpu-memory")
     sizes = [json.loads(plan(fresh, *recipe, text))["gpu_memory"] for text in ("24GB", "24 GiB", "24")]
     assert sizes == [24 * 2**30] * 3
-    assert "'much' is no size; write 24GB" in plan(fresh, "--gpu-memory", "much")
+    assert "'much' is not a size; use e.g. 24GB" in plan(fresh, "--gpu-memory", "much")
 
 
 def test_standard_output_is_json_alone(finished):
-    line = [sys.executable, "-m", "qwen_vl_lora", "plan", "--json"]
-    done = subprocess.run(line, cwd=finished, capture_output=True, text=True, check=False, timeout=120)
+    line = [sys.executable, "-m", "qwen_vl_lora", "plan", "--json", "--params", SAME]
+    done = call(line, finished)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] > 0
     assert Path(finished).is_dir()

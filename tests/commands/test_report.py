@@ -1,11 +1,11 @@
 """`qwen-vl-lora report` puts runs side by side in one page."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 
+import command_line
 from finished_project import finished_project
 
 
@@ -16,7 +16,7 @@ def project(tmp_path_factory, base_path):
 
 def call(project, *arguments):
     command = [sys.executable, "-m", "qwen_vl_lora", "report", *arguments]
-    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, timeout=120)
+    return command_line.call(command, project)
 
 
 def runs_of(project):
@@ -40,11 +40,12 @@ def test_two_runs_stand_side_by_side_with_what_they_were_set_to(project, tmp_pat
     done = call(project, str(runs_of(project)[0]), str(other), "--output", str(tmp_path / "both.html"))
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "both.html").read_text(encoding="utf-8")
-    assert page.count('<th colspan="3"') == 2
+    assert "with r=64, " in page
+    assert "r=8 minus r=64: 0.00 (95 % interval 0.00 to 0.00, no difference)" in page
     assert page.count("Set differently") == 2
     assert "<dt>lora.r</dt><dd>8</dd>" in page
     assert page.count("<article") == 12
-    assert page.count("data:image/webp") == 12
+    assert page.partition('<h2 id="captions"')[2].count("data:image/webp") == 12
 
 
 def test_one_run_named_twice_is_one_column(project, tmp_path):

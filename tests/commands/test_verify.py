@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from qwen_vl_lora.cli import cli
 from qwen_vl_lora.exceptions import MissingArtifactError
-from qwen_vl_lora.lineage.records import runs_folder
+from qwen_vl_lora.runs.records import runs_folder
 
 
 @pytest.fixture
@@ -51,5 +51,5 @@ def test_the_first_difference_is_named_with_its_line(add):
 
 
 def test_an_unknown_run_is_an_error(add):
-    with pytest.raises(MissingArtifactError, match="There is no run r9"):
+    with pytest.raises(MissingArtifactError, match="Run not found: r9"):
         verify("r9")

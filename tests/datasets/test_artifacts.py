@@ -1,5 +1,6 @@
 """A saved version is whole or absent, and a run reads back its own."""
 
+import json
 import os
 import signal
 import subprocess
@@ -49,6 +50,20 @@ def test_a_pinned_version_is_read_and_the_save_version_stays(tmp_path):
     dataset.save(3)
     assert dataset.load() == 3
     assert json_dataset(tmp_path).load() == 3
+
+
+def test_the_newest_version_is_that_of_the_last_run_though_the_clock_went_back(tmp_path):
+    folder = tmp_path / "data/06_models/tiny"
+    for sequence, run_id in enumerate(("2026-05-01T00.00.00.000Z", "2026-01-01T00.00.00.000Z"), start=1):
+        json_dataset(folder, run_id).save(sequence)
+        run = tmp_path / "data/08_reporting/tiny/runs" / run_id
+        run.mkdir(parents=True)
+        facts = {"format": 1, "id": run_id, "recipe": "tiny", "outcome": "finished", "sequence": sequence}
+        (run / "record.json").write_text(json.dumps({**facts, "datasets": {"read": {}, "written": {}}}))
+    newest = json_dataset(folder)
+    assert newest.versions()[0] == "2026-01-01T00.00.00.000Z"
+    assert newest.load() == 2
+    assert newest.resolve_load_version() == "2026-01-01T00.00.00.000Z"
 
 
 def test_a_missing_version_names_those_that_are_there(tmp_path):
@@ -139,3 +154,40 @@ def test_an_unversioned_directory_is_replaced_whole(tmp_path):
         StagedDirectoryDataset(str(tmp_path / "model")).save(staged)
     assert os.listdir(tmp_path / "model") == ["new"]
     assert sorted(os.listdir(tmp_path)) == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "value"),
+    [
+        ({"type": "json.JSONDataset", "save_args": {"ensure_ascii": False}}, {"caption": "一只狗 é"}),
+        ({"type": "pandas.CSVDataset", "save_args": {"index": False}}, [["一只狗 é"]]),
+        ({"type": "text.TextDataset"}, "一只狗 é"),
+        ({"type": "json.JSONDataset", "fs_args": {"open_args_save": {"mode": "w"}}}, {"caption": "一只狗 é"}),
+    ],
+    ids=["json", "csv", "text", "own fs_args"],
+)
+def test_texts_are_utf8_whatever_the_locale(tmp_path, dataset, value):
+    script = f"""
+import pandas as pd
+from qwen_vl_lora.datasets.artifacts import ArtifactDataset
+value = {value!r}
+value = pd.DataFrame(value, columns=["caption"]) if isinstance(value, list) else value
+artifact = ArtifactDataset(filepath={str(tmp_path / "file")!r}, dataset={dataset!r})
+artifact.save(value)
+read = artifact.load()
+assert read.equals(value) if hasattr(value, "equals") else read == value
+"""
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")], env={**os.environ, **ascii_only}, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    stored = (tmp_path / "file").read_text(encoding="utf-8")
+    assert "é" in stored or "\\u00e9" in stored
+
+
+def test_an_encoding_that_the_catalog_names_stays(tmp_path):
+    stock = {"type": "text.TextDataset", "fs_args": {"open_args_save": {"encoding": "latin-1"}}}
+    ArtifactDataset(filepath=str(tmp_path / "file"), dataset=stock).save("é")
+    assert (tmp_path / "file").read_bytes() == b"\xe9"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
 import pytest
+from kedro.config import OmegaConfigLoader
 from kedro.io import DatasetError
 
+from conftest import PROJECT
+from hub.hugging_face import hugging_face  # noqa: F401
 from hub.loopback import MODEL, files_of, hub  # noqa: F401
 from qwen_vl_lora.datasets.base_model import BaseModelDataset
 from qwen_vl_lora.exceptions import MissingArtifactError
+from qwen_vl_lora.settings import CONFIG_LOADER_ARGS
 
 
 def test_a_folder_is_a_base_model(base_path):
@@ -33,6 +38,45 @@ def test_a_model_of_the_hub_is_the_same_base_model(hub, base_path, family):  # n
     assert (handle.name, handle.revision) == (MODEL, "v1.0")
     assert handle.fingerprint == BaseModelDataset(model=str(base_path(family))).load().fingerprint
     assert dataset.exists()
+
+
+@pytest.mark.parametrize("settings", [{"model": f"hf:{MODEL}@v1.0"}, {"model": f"{MODEL}@v1.0", "hub": "huggingface"}])
+def test_a_model_of_hugging_face_is_named_with_its_hub(hugging_face, base_path, settings):  # noqa: F811
+    hugging_face.add_model(MODEL, files_of(base_path("qwen2_vl")), revision="v1.0")
+    dataset = BaseModelDataset(**settings)
+    assert not dataset.exists()
+    dataset.check()
+    assert hugging_face.asked_for("config.json") == []  # looking downloads nothing
+    handle = dataset.load()
+    assert (handle.name, handle.revision) == (f"hf:{MODEL}", "v1.0")
+    assert handle.fingerprint == BaseModelDataset(model=str(base_path("qwen2_vl"))).load().fingerprint
+    hugging_face.stop()
+    BaseModelDataset(**settings).check()
+
+
+@pytest.mark.parametrize("name", ["hf:Qwen", "hf:../Qwen/a", "ms:owner/name@", "hf:owner/na me"])
+def test_a_name_on_a_hub_that_is_misspelt_is_refused_with_the_right_form(name):
+    with pytest.raises(
+        DatasetError, match=rf"base_model: expected {name[:3]}owner/name or {name[:3]}owner/name@revision"
+    ):
+        BaseModelDataset(model=name)
+
+
+def test_another_hub_is_refused_with_the_two_that_there_are():
+    with pytest.raises(DatasetError, match=r"hub must be modelscope or huggingface; got 'hf'. Set hub in globals.yml"):
+        BaseModelDataset(model=MODEL, hub="hf")
+
+
+@pytest.mark.parametrize(("chosen", "asked"), [("modelscope", "hub"), ("huggingface", "hugging_face")])
+def test_globals_yml_names_the_hub_of_names_without_a_prefix(chosen, asked, hub, hugging_face, tmp_path):  # noqa: F811
+    conf = shutil.copytree(PROJECT / "conf", tmp_path / "conf")
+    shared = conf / "base" / "globals.yml"
+    shared.write_text(shared.read_text().replace("hub: modelscope", f"hub: {chosen}"))
+    loader = OmegaConfigLoader(str(conf), env="own_captions_qwen", **CONFIG_LOADER_ARGS)
+    entry = {name: value for name, value in loader["catalog"]["base_model"].items() if name != "type"}
+    hugging_face.add_model(MODEL, {})
+    BaseModelDataset(**entry).check()
+    assert [bool(server.requests) for server in (hub, hugging_face)] == [asked == "hub", asked == "hugging_face"]
 
 
 def test_a_folder_that_is_there_wins_over_the_hub(hub, base_path, tmp_path, monkeypatch):  # noqa: F811
@@ -63,7 +107,7 @@ def test_a_verified_snapshot_needs_no_network(hub, base_path, monkeypatch):  # n
 
 
 def test_a_path_that_is_no_hub_id_is_named_as_a_missing_folder():
-    with pytest.raises(MissingArtifactError, match="no/such/model is not there"):
+    with pytest.raises(MissingArtifactError, match="no/such/model not found"):
         BaseModelDataset(model="no/such/model").check()
 
 

@@ -107,7 +107,7 @@ def test_rows_become_captions_and_bad_ones_are_rejected_with_their_reason(hub, c
         7: "missing_image",
     }
     assert "404" in found[2][1]
-    assert "in 3 attempts" in found[5][1]
+    assert "after 3 attempts" in found[5][1]
     # An interrupted or repeated run asks again for what it did not get, and for nothing else.
     before = len(hub.requests)
     hub.faults.clear()
@@ -185,7 +185,7 @@ def test_a_killed_download_of_the_tables_file_goes_on_where_it_was(hub, tmp_path
 def test_a_file_of_the_table_that_stays_wrong_is_named_and_the_next_run_mends_it(hub, collected):  # noqa: F811
     add_coco(hub, [jpeg(seed) for seed in range(4)])
     hub.fail("train.csv", *[Fault(status=500)] * 2)
-    with pytest.raises(AssertionError, match=r"train\.csv of the dataset .* did not arrive as the hub lists it"):
+    with pytest.raises(AssertionError, match=r"train\.csv of the dataset .* differ from the hub's listing"):
         collected()
     assert len(collected()["samples"]) == 4
 
@@ -242,7 +242,7 @@ def test_a_plain_csv_on_the_hub_is_a_table_too_and_needs_no_consent(hub, collect
 def test_a_dataset_without_a_table_is_named(hub, collected):  # noqa: F811
     hub.add_dataset("some/pictures", {"README.md": b"# Nothing\n"})
     entry = ENTRY | {"dataset": "some/pictures", "subset": None, "trust_remote_code": False}
-    with pytest.raises(AssertionError, match=r"some/pictures@master does not hold what is needed: .*data files"):
+    with pytest.raises(AssertionError, match=r"some/pictures@master lacks required files: .*data files"):
         collected(entry=entry)
 
 
@@ -250,9 +250,7 @@ def test_a_dataset_without_a_table_is_named(hub, collected):  # noqa: F811
 def test_a_local_folder_of_the_datasets_name_is_not_taken_for_it(hub, tmp_path, monkeypatch, name):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir(parents=True)  # the tutorial itself leaves one
-    with pytest.raises(
-        DataFormatError, match=rf"{name} lies here, .* in place of the dataset {COCO}@master\. Rename it"
-    ):
+    with pytest.raises(DataFormatError, match=rf"{name} exists, .* in place of the dataset {COCO}@master\. Rename it"):
         dataset().check()
     assert hub.requests == []
 

@@ -62,7 +62,7 @@ def test_a_save_that_fails_leaves_no_version(tmp_path):
 
 def test_a_store_made_for_another_folder_is_refused(tmp_path):
     store = staged(tmp_path / "elsewhere", 1)
-    with pytest.raises(DatasetError, match="Let both entries name the same recipe"):
+    with pytest.raises(DatasetError, match="Take `workspace` and `images` from one catalog"):
         dataset(tmp_path, Version(None, "v1")).save(store)
 
 
@@ -83,7 +83,7 @@ def test_a_broken_manifest_is_named(tmp_path):
     entry = dataset(tmp_path, Version(None, "v1"))
     entry.save(staged(tmp_path, 1))
     Path(entry._get_load_path()).write_text("id\n")
-    with pytest.raises((DatasetError, DataFormatError), match="is no manifest of images"):
+    with pytest.raises((DatasetError, DataFormatError), match="is not a manifest of images"):
         entry.load()
 
 

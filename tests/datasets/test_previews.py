@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from qwen_vl_lora.datasets import previews
+from qwen_vl_lora.datasets.tables import SpreadsheetCSVDataset
+from samples.test_data_page import GOOD, found_in
 
 
 def test_a_picture_is_shown_as_a_png_that_is_not_too_large(tmp_path):
@@ -37,6 +39,25 @@ def test_the_report_is_shown_without_what_would_act_on_the_page_around_it():
     assert "0.5 (0.4 … 0.6)" in shown
     for unwanted in ("<script", "<style", "<form", "class=", "data-id", "_", "*"):
         assert unwanted not in shown, unwanted
+
+
+def test_a_table_without_rows_says_so(tmp_path):
+    (tmp_path / "empty.csv").write_text("row,reason\n")
+    (tmp_path / "one.csv").write_text("row,reason\n1,empty_caption\n")
+    empty, one = (SpreadsheetCSVDataset(filepath=str(tmp_path / name)).preview() for name in ("empty.csv", "one.csv"))
+    assert (empty["columns"], empty["data"]) == (["row", "reason"], [["no row", ""]])
+    assert one["data"] == [[1, "empty_caption"]]
+
+
+def test_the_data_page_is_shown_by_its_first_rows(tmp_path):
+    _, page = found_in(tmp_path, [*GOOD, *GOOD])
+    shown = previews.excerpt(page)
+    assert shown.count("<article") == previews.NUM_CARDS
+    assert "24 samples of 12 pictures, 12 rows to look at" in shown
+    for unwanted in ("<script", "<style", "<form", "<input", "<button", "class=", "data-row"):
+        assert unwanted not in shown, unwanted
+    _, page = found_in(tmp_path, GOOD)
+    assert "No row is rejected" in previews.excerpt(page)
 
 
 def test_the_card_of_a_model_on_disk_needs_no_weights_in_memory(base_path):

@@ -43,7 +43,7 @@ def test_without_a_file_the_catalog_loads_and_reading_says_what_to_give(filepath
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     dataset = from_catalog(type=f"{SOURCES}.CaptionsFileDataset", filepath=str(tmp_path / "none.csv"))
-    with pytest.raises(DatasetError, match=r"none\.csv is not there"):
+    with pytest.raises(DatasetError, match=r"Captions file not found: .*none\.csv"):
         dataset.load()
 
 

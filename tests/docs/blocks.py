@@ -56,6 +56,15 @@ def blocks(*languages: str) -> Iterator[Block]:
                 yield Block(page, line, words[0], " ".join(words[1:]), match["text"])
 
 
+def shown_under(heading: str) -> list[str]:
+    """The Python blocks below a heading of CONTRIBUTING.md."""
+    page = PROJECT / "CONTRIBUTING.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(f"## {heading}\n")
+    first = before.count("\n")
+    last = first + rest.partition("\n## ")[0].count("\n")
+    return [block.text for block in blocks("python") if block.page == page and first < block.line <= last + 1]
+
+
 def links(page: Path) -> list[str]:
     """Targets of links and pictures outside of code."""
     text = re.sub(r"`[^`\n]*`", "", _BLOCK.sub("", page.read_text(encoding="utf-8")))

@@ -5,9 +5,9 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import get_args
 
 import click
@@ -17,13 +17,16 @@ from kedro.config import OmegaConfigLoader
 from kedro.framework.project import find_pipelines
 from kedro.framework.startup import bootstrap_project
 
+from command_line import call
 from docs.blocks import PAGES, PROJECT, anchors, blocks, links
-from qwen_vl_lora.console import split_params
+from docs.no_nodes import REACHED
+from finished_project import SLICE, finished_project
 from qwen_vl_lora.parameters import validate_parameters
 from qwen_vl_lora.samples.records import Reason
+from qwen_vl_lora.session.given_parameters import split_params
 from qwen_vl_lora.settings import CONFIG_LOADER_ARGS
 
-MARKS = {"", "gpu", "hub", "other"}
+MARKS = {"", "gpu", "hub", "long", "other"}
 SHELL = {"source", "pip", "python", "python3", "git", "cd", "export", "docker", "scp", "open", "pre-commit", "uv"}
 """Programs whose commands are not ours to check."""
 
@@ -31,7 +34,16 @@ SHELL_BLOCKS = [block for block in blocks("bash", "sh", "shell", "console") if b
 COMMANDS = [
     pytest.param(command, id=f"{block.id} {command[:50]}") for block in SHELL_BLOCKS for command in block.commands
 ]
-CHEAP = re.compile(r"kedro (registry|catalog|info)\b|qwen-vl-lora .*--help\b|make help\b")
+TABLES = {
+    "captions.csv": "image_path,caption",
+    "path/to/captions.csv": "image_path,caption",
+    "path/to/table.csv": "image_path,caption",
+    "t.csv": "Datei,Beschreibung",
+}
+"""Files that the commands name → their first line."""
+
+IN_THE_SHELL = ("source ", "eval ")
+"""Commands that change the shell that they are typed in."""
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +52,26 @@ def pipelines():
     return {"__default__", *find_pipelines(raise_errors=True)}
 
 
-@pytest.fixture
-def project(tmp_path):
-    """Configuration without data, to run cheap commands in."""
-    shutil.copytree(PROJECT / "conf", tmp_path / "conf")
-    for name in ("pyproject.toml", ".telemetry", "Makefile"):
-        shutil.copy(PROJECT / name, tmp_path)
-    (tmp_path / "src").mkdir()
-    return tmp_path
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, base_path):
+    """A project with one finished run, whose parameters it states, and a table; the commands may change it."""
+    project = finished_project(tmp_path_factory.getbasetemp(), base_path("qwen2_vl"))
+    (project / "conf" / "local").mkdir(exist_ok=True)
+    (project / "conf" / "local" / "parameters.yml").write_text(yaml.safe_dump(SLICE), encoding="utf-8")
+    pictures = sorted((project / "data/02_intermediate/tiny/images/files").iterdir())[:12]
+    for file, heading in TABLES.items():
+        rows = [f"{picture},caption {number}" for number, picture in enumerate(pictures)]
+        (project / file).parent.mkdir(parents=True, exist_ok=True)
+        (project / file).write_text("\n".join([heading, *rows, ""]), encoding="utf-8")
+    (project / "exclude.csv").write_text("row,image_id\n", encoding="utf-8")
+    for folder in ("path/to/folder", "pictures", "coco"):
+        (project / folder).mkdir()
+    for number, picture in enumerate(pictures):
+        shutil.copy(picture, project / "path/to/folder" / f"{number}{picture.suffix}")
+        (project / "path/to/folder" / f"{number}.txt").write_text(f"caption {number}", encoding="utf-8")
+    shutil.copy(pictures[0], project / "path/to/photo.jpg")
+    shutil.copy(Path(__file__).with_name("no_nodes.py"), project)
+    return project
 
 
 @pytest.mark.parametrize("block", list(blocks("bash", "sh", "shell", "console")), ids=lambda block: block.id)
@@ -114,16 +138,25 @@ def _check_parameters(env, given):
     assert loader["catalog"]
 
 
-CHEAP_COMMANDS = sorted({command for block in SHELL_BLOCKS for command in block.commands if CHEAP.match(command)})
+UNMARKED = sorted({command for block in SHELL_BLOCKS if not block.mark for command in block.commands})
 
 
-@pytest.mark.parametrize("command", CHEAP_COMMANDS)
-def test_cheap_commands_run(command, project):
-    program, *arguments = shlex.split(command)
-    module = {"kedro": "kedro", "qwen-vl-lora": "qwen_vl_lora"}.get(program)
-    line = [sys.executable, "-m", module, *arguments] if module else [program, *arguments]
-    done = subprocess.run(line, cwd=project, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("command", UNMARKED)
+def test_every_command_without_a_mark_runs(command, project):
+    """`qwen-vl-lora` to its end; `kedro run` to its first node, which other tests begin at."""
+    if command.startswith(IN_THE_SHELL):
+        return
+    run = min(path.name for path in (project / "data/08_reporting/tiny/runs").iterdir())
+    named = re.sub(r"\bRUN\b|\d{4}-\d\d-\d\dT[\d.]+Z", run, command.replace("=…", "=captions.csv").replace("…", ""))
+    program, *arguments = shlex.split(named.replace("/data/", f"{project}/"))
+    if program == "qwen-vl-lora":
+        done = call([sys.executable, "-m", "qwen_vl_lora", *arguments], project)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.strip()
+        return
+    assert [program, arguments[0]] == ["kedro", "run"], f"{command}: mark its block, or run it here"
+    done = call([sys.executable, "-m", "kedro", *arguments, "--runner", "no_nodes.NoNodes"], project)
+    assert REACHED in done.stderr, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("block", list(blocks("python", "yaml", "json", "csv")), ids=lambda block: block.id)
@@ -175,7 +208,7 @@ def test_every_message_of_the_troubleshooting_page_is_one_that_the_code_says():
         for message in re.findall(r"``\s(.*?)\s``|`([^`]+)`", cell):
             pieces = [piece.strip() for piece in "".join(message).split("…")]
             unknown += [piece for piece in pieces if len(piece) > 5 and piece not in spoken and piece not in reasons]
-    assert not unknown, unknown
+    assert not unknown, "\n".join(unknown)
 
 
 def test_every_reason_of_a_rejection_is_explained():
@@ -196,3 +229,11 @@ def test_both_readmes_tell_the_same():
         for page in (english, chinese)
     ]
     assert commands[0] == commands[1]
+    texts = [page.read_text(encoding="utf-8") for page in (english, chinese)]
+    levels, figures = (
+        [re.findall(form, text, re.MULTILINE) for text in texts] for form in (r"^#+(?= )", r"!\[.*\]\((.*)\)")
+    )
+    assert levels[0] == levels[1]
+    assert figures[0] == figures[1]
+    numbers = [sorted(re.findall(r"\d[\d.,]*\d", re.sub(r"```.*?```", "", text, flags=re.DOTALL))) for text in texts]
+    assert numbers[0] == numbers[1]

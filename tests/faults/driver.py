@@ -16,14 +16,13 @@ answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what Kedro and the runs print goes to stderr
 
 import peft  # noqa: E402, F401
-import torch  # noqa: E402, F401
+import torch  # noqa: E402
 from kedro.framework.session import KedroSession  # noqa: E402
 from kedro.framework.startup import bootstrap_project  # noqa: E402
-from transformers import Trainer  # noqa: E402
 
 from qwen_vl_lora.datasets import adapter as adapter_dataset  # noqa: E402
 from qwen_vl_lora.datasets import artifacts  # noqa: E402
-from qwen_vl_lora.tuning import checkpoints, fit, trainer  # noqa: E402
+from qwen_vl_lora.training import checkpoints, interruption, loop, train  # noqa: E402
 
 
 def die():
@@ -48,32 +47,31 @@ def at_call(owner, name, number, *, after=False):
 
 def half_written(number):
     """Die with the optimizer's file cut in the middle."""
-    original, calls = Trainer._save_optimizer_and_scheduler, [0]
+    original, calls = torch.save, [0]
 
-    def cut(self, folder):
-        original(self, folder)
-        calls[0] += 1
-        if calls[0] == number:
-            file = Path(folder) / "optimizer.pt"
-            os.truncate(file, random.Random(number).randrange(file.stat().st_size))
+    def cut(parts, file, *arguments, **options):
+        original(parts, file, *arguments, **options)
+        calls[0] += Path(file).name == "optimizer.pt"
+        if Path(file).name == "optimizer.pt" and calls[0] == number:
+            os.truncate(file, random.Random(number).randrange(Path(file).stat().st_size))
             die()
 
-    Trainer._save_optimizer_and_scheduler = cut
+    torch.save = cut
 
 
 def after_seconds(seconds):
-    begin = trainer.CaptionTrainer.train
+    begin = loop.TrainingLoop.run
 
     def train(self, *arguments, **options):
         threading.Timer(seconds, die).start()
         return begin(self, *arguments, **options)
 
-    trainer.CaptionTrainer.train = train
+    loop.TrainingLoop.run = train
 
 
 def ask(number, by):
     """Send a signal to oneself at the `number`-th step, as Ctrl-C or a scheduler would."""
-    begin, calls = trainer.CaptionTrainer.training_step, [0]
+    begin, calls = loop.TrainingLoop.compute_gradients, [0]
 
     def step(self, *arguments):
         calls[0] += 1
@@ -81,34 +79,35 @@ def ask(number, by):
             os.kill(os.getpid(), by)
         return begin(self, *arguments)
 
-    trainer.CaptionTrainer.training_step = step
+    loop.TrainingLoop.compute_gradients = step
 
 
-def ask_at_end(number):
-    """Send SIGTERM when no step is left."""
-    finalize = Trainer._finalize_training
+def at_the_end(act):
+    """Act when no step is left."""
+    agree = interruption.SaveOnSignal.agree
 
-    def end(self, *arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return finalize(self, *arguments)
+    def at_end(self, where):
+        if where == "the end of training":
+            act()
+        return agree(self, where)
 
-    Trainer._finalize_training = end
+    interruption.SaveOnSignal.agree = at_end
 
 
 FAULTS = {
     "sigterm": lambda n: ask(n, signal.SIGTERM),
     "sigint": lambda n: ask(n, signal.SIGINT),
-    "sigterm_at_end": ask_at_end,
-    "step": lambda n: at_call(trainer.CaptionTrainer, "training_step", n),
-    "accumulation": lambda n: at_call(trainer.CaptionTrainer, "_summed_loss", n, after=True),
+    "sigterm_at_end": lambda n: at_the_end(lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    "step": lambda n: at_call(loop.TrainingLoop, "compute_gradients", n),
+    "accumulation": lambda n: at_call(loop.TrainingLoop, "summed_loss", n, after=True),
     "write": half_written,
     "seal": lambda n: at_call(checkpoints, "seal", n, after=True),
     "rename": lambda n: at_call(checkpoints, "replace", n),
     "renamed": lambda n: at_call(checkpoints, "replace", n, after=True),
-    "prune": lambda n: at_call(trainer, "prune", n),
-    "validation": lambda n: at_call(trainer.CaptionTrainer, "evaluate", n),
-    "load_best": lambda n: at_call(Trainer, "_finalize_training", n),
-    "stage": lambda n: at_call(fit, "stage_adapter", n, after=True),
+    "prune": lambda n: at_call(loop, "prune", n),
+    "validation": lambda n: at_call(loop.TrainingLoop, "validation_loss", n),
+    "load_best": lambda n: at_the_end(die),
+    "stage": lambda n: at_call(train, "stage_adapter", n, after=True),
     "note_run": lambda n: at_call(adapter_dataset, "note_run", n, after=True),
     "publish": lambda n: at_call(artifacts, "_publish_version", n),
     "published": lambda n: at_call(artifacts, "_publish_version", n, after=True),
@@ -118,14 +117,14 @@ FAULTS = {
 
 def note_steps(file):
     """Write down each step as it begins."""
-    begin = trainer.CaptionTrainer.training_step
+    begin = loop.TrainingLoop.compute_gradients
 
     def step(self, *arguments):
         with Path(file).open("a") as lines:
-            lines.write(f"{self.state.global_step + 1}\n")
+            lines.write(f"{self.state.step + 1}\n")
         return begin(self, *arguments)
 
-    trainer.CaptionTrainer.training_step = step
+    loop.TrainingLoop.compute_gradients = step
 
 
 def run(order):

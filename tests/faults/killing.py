@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 import subprocess
 import sys
 from pathlib import Path
+
+import warm
+from command_line import environment
 
 SAVE_STEPS = 3
 JOB = {
@@ -48,14 +50,13 @@ class Killable:
             self.params[key] = {**self.params[key], **value} if isinstance(value, dict) else value
         self._numbers = itertools.count()
         self._log = (folder / "driver.log").open("a")
-        self._driver = subprocess.Popen(
+        self._driver = warm.start(
             [sys.executable, str(Path(__file__).with_name("driver.py"))],
             cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},  # two would fight for the cores of a busy machine
+            env={**environment(), "OMP_NUM_THREADS": "1"},  # two would fight for the cores of a busy machine
         )
 
     def train(self, fault=None):
@@ -86,7 +87,7 @@ class Killable:
 
     def result(self):
         """What must be the same bit for bit: the weights and the log without timings."""
-        from qwen_vl_lora.lineage.artifacts import log_without_timing
+        from qwen_vl_lora.runs.artifacts import log_without_timing
 
         weights = (self.newest("06_models/tiny/adapter") / "adapter_model.safetensors").read_bytes()
         return weights, log_without_timing(self.newest("08_reporting/tiny/training_log.csv"))

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from command_line import TRAINING_SLICE, call, kedro_run, project_with_data
-from qwen_vl_lora.lineage.records import read_records, runs_folder
+from command_line import TRAINING_SLICE, call, kedro_run, project_with_data, start
+from qwen_vl_lora.runs.records import read_records, runs_folder
 
 SETTINGS = {**TRAINING_SLICE, "swanlab.mode": "disabled"}
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
@@ -30,8 +30,7 @@ def project(tmp_path_factory):
 )
 def test_a_stop_outside_of_training_steps_is_recorded_as_interrupted(project, base_path, node, by, message):
     command = kedro_run("training,evaluation", base_model=base_path("qwen2_vl"), **SETTINGS)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=project, **pipes) as process:
+    with start(command, project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         for line in process.stdout:
             if f"{node}: " in line:
                 process.send_signal(by)
@@ -39,7 +38,7 @@ def test_a_stop_outside_of_training_steps_is_recorded_as_interrupted(project, ba
         else:
             pytest.fail(f"{node} never ran")
         said = " ".join(process.stdout.read().split())
-    assert process.returncode == 1
+    assert process.returncode == (130 if by == signal.SIGINT else 1)
     assert "Traceback" not in said
     record = read_records(runs_folder(project, "tiny"))[-1]
     assert record.facts["outcome"] == "interrupted"

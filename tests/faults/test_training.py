@@ -10,7 +10,7 @@ import pytest
 
 from command_line import TRAINING_SLICE, kedro_run, project_with_data
 from faults.killing import SAVE_STEPS, seeded_faults
-from qwen_vl_lora.lineage.records import read_records, runs_folder
+from qwen_vl_lora.runs.records import read_records, runs_folder
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_sigterm_ends_the_command_with_one_message(tmp_path, tmp_path_factory, b
     settings = {**TRAINING_SLICE, "training_args.num_train_epochs": 50, "swanlab.mode": "disabled"}
     command = kedro_run("training", base_model=base_path("qwen2_vl"), **settings)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=project, **pipes) as process:
+    with subprocess.Popen(command, cwd=project, **pipes) as process:  # what ends a real process, its exit included
         for line in process.stdout:
             if "Step 1 of" in line:
                 process.terminate()
@@ -92,7 +92,7 @@ def test_sigterm_ends_the_command_with_one_message(tmp_path, tmp_path_factory, b
         said = " ".join(process.stdout.read().split())
     assert process.returncode == 1
     assert "Error: Stopped by SIGTERM after step" in said
-    assert "the same command goes on from there" in said
+    assert "the same command resumes from there" in said
     assert "Traceback" not in said
 
 
@@ -194,8 +194,7 @@ def test_a_kill_at_the_end_repeats_nothing_though_one_checkpoint_is_kept(killabl
             "eval_strategy": "steps",
             "eval_steps": SAVE_STEPS,
             "load_best_model_at_end": True,
-            "metric_for_best_model": "loss",
-            "greater_is_better": True,  # the first validation is the best
+            "learning_rate": 0.2,  # makes it worse soon: an early validation is the best
             "save_total_limit": 1,
         }
     )

@@ -13,8 +13,8 @@ from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.features.encoding import encode_pictures
 from qwen_vl_lora.features.key import FeatureKey
 from qwen_vl_lora.features.store import FeatureStore
-from qwen_vl_lora.modeling.base_model import BaseModel
-from qwen_vl_lora.modeling.fingerprints import file_sha256
+from qwen_vl_lora.model.base_model import BaseModel
+from qwen_vl_lora.runs.storage import file_sha256
 from qwen_vl_lora.samples.image_store import ImageStore
 from tiny_models import store_pictures
 
@@ -139,10 +139,11 @@ def test_two_runs_that_encode_at_once_do_no_harm(images, base, image_parameters,
 
 
 def test_a_killed_run_keeps_its_finished_shards(images, base, image_parameters, store, tmp_path, monkeypatch):
-    import qwen_vl_lora.features.encoding as encoding
+    import qwen_vl_lora.features.tower as tower
 
-    monkeypatch.setattr(encoding, "SHARD_PICTURES", 1)
-    write, written = encoding._write_shard, []
+    monkeypatch.setattr(tower, "_CUT_PICTURES", 1)
+    monkeypatch.setattr(tower, "SHARD_PICTURES", (1, 1))
+    write, written = tower._write_shard, []
 
     def write_two_then_die(features, staging):
         if len(written) == 2:
@@ -150,12 +151,12 @@ def test_a_killed_run_keeps_its_finished_shards(images, base, image_parameters, 
         written.extend(features)
         write(features, staging)
 
-    monkeypatch.setattr(encoding, "_write_shard", write_two_then_die)
+    monkeypatch.setattr(tower, "_write_shard", write_two_then_die)
     arguments = (images, base, image_parameters, "float32", CPU, store, tmp_path / "staging")
     with pytest.raises(KeyboardInterrupt):
         encode_pictures(*arguments)
     encoded_now = []
-    monkeypatch.setattr(encoding, "_write_shard", lambda f, s: (encoded_now.extend(f), write(f, s)))
+    monkeypatch.setattr(tower, "_write_shard", lambda f, s: (encoded_now.extend(f), write(f, s)))
     store.publish(encode_pictures(*arguments))
     assert len(encoded_now) == len(images) - 2
     assert len(store.features(FeatureKey.of(base, image_parameters, "float32"))) == len(images)

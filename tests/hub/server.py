@@ -6,6 +6,7 @@ request is noted with its Range, so that a test can see what was asked for and w
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -61,6 +62,9 @@ class HubServer:
         self.models: dict[tuple[str, str], Repository] = {}
         self.datasets: dict[tuple[str, str], Repository] = {}
         self.storage: dict[str, bytes] = {}
+        self.visibility: dict[str, int] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.commits: list[str] = []
         self.requests: list[Request] = []
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": self}))
@@ -108,8 +112,43 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = urlsplit(self.path).path
+        self.hub.requests.append(Request(self.command, path, "", None))
+        data: object = {}
+        if path == "/api/v1/models":
+            data = self._create(json.loads(body))
+        elif path.endswith("/info/lfs/objects/batch"):
+            data = {"objects": [self._action(wish) for wish in json.loads(body)["objects"]]}
+        elif match := re.fullmatch(r"/api/v1/repos/models/([^/]+/[^/]+)/commit/([^/]+)", path):
+            self._commit(self.hub.models[match[1], match[2]], json.loads(body))
+        self._answer_json({"Code": 200, "Success": True, "Data": data})
+
+    def do_PUT(self) -> None:
+        oid = self.path.rpartition("/")[2]
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.hub.requests.append(Request(self.command, self.path, oid, None))
+        assert hashlib.sha256(body).hexdigest() == oid
+        self.hub.blobs[oid] = body
         self._answer_json({"Code": 200, "Success": True, "Data": {}})
+
+    def _create(self, wish: dict) -> dict:
+        name = f"{wish['Path']}/{wish['Name']}"
+        if not any(own == name for own, _ in self.hub.models):
+            self.hub.add_model(name, {})
+            self.hub.visibility[name] = wish["Visibility"]
+        return {"Path": wish["Path"], "Name": wish["Name"], "Visibility": self.hub.visibility.get(name, 5)}
+
+    def _action(self, wish: dict) -> dict:
+        send = {"upload": {"href": f"{self.hub.endpoint}/blobs/{wish['oid']}"}}
+        return {**wish, "actions": {} if wish["oid"] in self.hub.blobs else send}
+
+    def _commit(self, repository: Repository, wish: dict) -> None:
+        self.hub.commits.append(wish["commit_message"])
+        for action in wish["actions"]:
+            large = action["type"] == "lfs"
+            data = self.hub.blobs[action["sha256"]] if large else base64.b64decode(action["content"])
+            repository.files[action["path"]] = data
 
     def do_GET(self) -> None:
         split = urlsplit(self.path)
@@ -121,6 +160,12 @@ class Handler(BaseHTTPRequestHandler):
             self._answer_file(file, self.hub.storage.get(file))
         elif match := re.fullmatch(r"/api/v1/models/([^/]+/[^/]+)/repo(/files)?", split.path):
             self._answer_repository(self.hub.models.get((match[1], revision)), match[2], file)
+        elif (match := re.fullmatch(r"/api/v1/models/([^/]+)/([^/]+)", split.path)) and any(
+            own == f"{match[1]}/{match[2]}" for own, _ in self.hub.models
+        ):
+            seen = self.hub.visibility.get(f"{match[1]}/{match[2]}", 5)
+            data = {"Path": match[1], "Name": match[2], "Visibility": seen}
+            self._answer_json({"Code": 200, "Success": True, "Data": data})
         elif match := re.fullmatch(r"/api/v1/datasets/([^/]+(?:/[^/]+)?)/repo(/tree)?", split.path):
             repo_id = self._dataset_of(match[1])
             page = int(query.get("PageNumber", 1))

@@ -69,7 +69,7 @@ def test_other_addresses_are_refused_and_nobody_is_asked(server, address):
 def test_a_redirect_to_an_unlisted_host_is_refused(server, to):
     server.answers["/old.jpg"] = redirect(to)
     kind, detail = refusal(fetcher(server), server.url("/old.jpg"))
-    assert (kind, "may not be asked" in detail) == ("refused", True)
+    assert (kind, "is not allowed" in detail) == ("refused", True)
 
 
 PRIVATE = [
@@ -97,7 +97,7 @@ PRIVATE = [
 def test_a_listed_host_with_a_private_address_is_refused_and_not_asked(server, address):
     fetch = fetcher(server, resolve=lambda host, port: ["93.184.216.34", address], allows=is_public)
     kind, detail = refusal(fetch, server.url())
-    assert (kind, f"is {address}, which is no address of the internet" in detail) == ("refused", True)
+    assert (kind, f"is {address}, which is not a public address" in detail) == ("refused", True)
     assert server.asked == []
 
 
@@ -186,7 +186,7 @@ def test_a_broken_connection_is_tried_three_times(server):
 
     server.answers["/cut.jpg"] = cut
     kind, detail = refusal(fetcher(server), server.url("/cut.jpg"))
-    assert (kind, "in 3 attempts" in detail) == ("failed", True)
+    assert (kind, "after 3 attempts" in detail) == ("failed", True)
     assert len(server.asked) == 3
 
 
@@ -200,7 +200,7 @@ def test_a_picture_that_is_not_there_is_asked_for_once(server, status):
 
 def test_redirects_in_a_circle_end(server):
     server.answers["/loop.jpg"] = redirect(server.url("/loop.jpg"))
-    assert "more than 5 times" in refusal(fetcher(server), server.url("/loop.jpg"))[1]
+    assert "More than 5 redirects" in refusal(fetcher(server), server.url("/loop.jpg"))[1]
 
 
 def test_a_server_that_the_user_named_is_asked_as_it_is(hub_like):
@@ -231,7 +231,7 @@ def test_an_address_in_any_script_is_fetched(server, written, asked):
 
 def test_an_address_that_is_no_text_is_a_failure_of_its_own(server):
     kind, detail = refusal(fetcher(server), server.url("/\udce9.jpg"))
-    assert (kind, "is no address" in detail) == ("failed", True)
+    assert (kind, "is not valid" in detail) == ("failed", True)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_redirect_is_followed_by_the_bytes_it_was_given_in(server, to, asked):
 def test_a_redirect_to_no_address_is_a_failure_and_asked_for_once(server):
     server.answers["/old.jpg"] = redirect("https://[x")
     kind, detail = refusal(fetcher(server), server.url("/old.jpg"))
-    assert (kind, "is no address" in detail) == ("failed", True)
+    assert (kind, "is not valid" in detail) == ("failed", True)
     assert len(server.asked) == 1
 
 

@@ -9,10 +9,10 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 
 from qwen_vl_lora.pipelines.base_model import create_pipeline
-from qwen_vl_lora.samples.workspace import Workspace
-from qwen_vl_lora.scenes import pretraining, quality
-from qwen_vl_lora.scenes.pretraining import PretrainingRecipe, Stage
-from qwen_vl_lora.scenes.tiny_model import TinySizes
+from qwen_vl_lora.tiny import pretraining, quality
+from qwen_vl_lora.tiny.pretraining import PretrainingRecipe, Stage
+from qwen_vl_lora.tiny.tiny_model import TinySizes
+from samples.pictures import workspace_folder
 
 SMALL = TinySizes(hidden=64, intermediate=64, layers=1, heads=2, vision_width=64, vision_depth=1, vision_heads=2)
 
@@ -22,7 +22,7 @@ def test_base_model_builds_a_model_with_a_card_and_measures_it(tmp_path: Path, m
     short = PretrainingRecipe(tower=stage, language=stage, block_batches=2, sizes=SMALL)
     monkeypatch.setattr(pretraining, "SHIPPED_RECIPE", short)
     monkeypatch.setattr(quality, "NUM_SCENES", 4)
-    workspace = Workspace(tmp_path)
+    workspace = workspace_folder(tmp_path)
     catalog = DataCatalog({"workspace": MemoryDataset(workspace, copy_mode="assign")})
     outputs = SequentialRunner().run(create_pipeline(), catalog)
     measured = outputs["tiny_base_quality"].load()

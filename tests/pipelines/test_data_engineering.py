@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
+from html import unescape
 
 import pandas as pd
 import pytest
@@ -15,6 +17,7 @@ from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.parameters import (
     CaptionsParameters,
     ImageParameters,
+    Parameters,
     PromptParameters,
     QuarantineParameters,
     SplitParameters,
@@ -57,6 +60,23 @@ def load(file):
 
 def test_node_names_are_function_names():
     assert all(node.name == node.func.__name__ for node in create_pipeline().nodes)
+
+
+def test_who_moves_images_and_workspace_in_the_catalog_gets_them_there(run_data, newest, project):
+    kind = "qwen_vl_lora.datasets.previews.ImageTableDataset"
+    entries = {
+        "images": {"type": kind, "filepath": "pictures/manifest.csv", "versioned": True},
+        "workspace": {"type": "qwen_vl_lora.datasets.workspace.WorkspaceDataset", "filepath": "elsewhere/work"},
+    }
+    write(project / "conf/mine/catalog.yml", json.dumps(entries).encode())  # JSON is YAML
+    run_data(env="mine")
+    table = pd.read_csv(newest("02_intermediate/tiny/caption_table.csv"))
+    for path, sha256 in zip(table["image_path"], table["sha256"], strict=True):
+        assert path.startswith("pictures/files/")
+        assert hashlib.sha256((project / path).read_bytes()).hexdigest() == sha256
+    assert (project / "elsewhere/work/images").is_dir()
+    assert not (project / "data/02_intermediate/tiny/images").exists()
+    assert not (project / "data/09_workspace").exists()
 
 
 def test_the_default_source_becomes_conversations_split_by_image(run_data, newest, project):
@@ -116,6 +136,32 @@ def test_own_captions_keep_their_good_rows(run_data, own_file, newest, project):
     assert len(load(newest("02_intermediate/mine/samples.json"))) == 12
 
 
+def test_rows_that_the_data_page_lists_are_left_out_of_the_next_run(run_data, own_file, newest, project):
+    for seed in range(12):
+        write(project / "mine" / f"{seed}.jpg", jpeg(seed))
+    own_file([*(f"{seed}.jpg,Picture number {seed}." for seed in range(12)), "3.jpg,Picture number 3."])
+    run_data(env="mine", recipe="mine")
+    page = newest("08_reporting/mine/data_page.html").read_text(encoding="utf-8")
+    assert "13 samples of 12 pictures, 1 row to look at" in page
+    assert "the same picture and text as row 4" in page
+    (cell,) = re.findall(r'data-row="(&#34;.*?)"', page)
+    write(project / "mine" / "exclude.csv", f"row,image_id,source\n{unescape(cell)}\n".encode())
+    run_data(env="mine", recipe="mine", captions={**SLICE["captions"], "exclude": "mine/exclude.csv"})
+    assert len(load(newest("02_intermediate/mine/samples.json"))) == 12
+    assert load(newest("02_intermediate/mine/collection_summary.json"))["rejected"] == {"excluded": 1}
+    assert "checked" in newest("08_reporting/mine/data_page.html").read_text(encoding="utf-8")
+
+
+def test_a_list_of_another_source_is_refused_before_the_first_node(run_data, own_file, project):
+    for seed in range(12):
+        write(project / "mine" / f"{seed}.jpg", jpeg(seed))
+    own_file([f"{seed}.jpg,Picture number {seed}." for seed in range(12)])
+    write(project / "mine" / "exclude.csv", b"row,image_id\n4,2.jpg\n")
+    with pytest.raises(DataFormatError, match=r"row 4 with the image_id '2.jpg', but row 4 of the source has '3.jpg'"):
+        run_data(env="mine", recipe="mine", captions={**SLICE["captions"], "exclude": "mine/exclude.csv"})
+    assert not (project / "data/02_intermediate/mine").exists()
+
+
 def test_an_empty_source_publishes_nothing(run_data, own_file, project):
     own_file([])
     with pytest.raises(DataFormatError, match="no rows"):
@@ -133,6 +179,7 @@ def test_too_many_bad_rows_publish_nothing(run_data, own_file, project):
 def test_parameters_arrive_typed():
     assert TypeExtractor({"data_engineering": create_pipeline()}).extract_types_from_pipelines() == {
         "captions": CaptionsParameters,
+        "settings": Parameters,
         "image": ImageParameters,
         "quarantine": QuarantineParameters,
         "prompt": PromptParameters,

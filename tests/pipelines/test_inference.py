@@ -1,14 +1,15 @@
 """The inference pipeline captions what people point it at, as the adapter was trained to be asked."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
 from PIL import Image
 
+from qwen_vl_lora.evaluation import inference
 from qwen_vl_lora.exceptions import AdapterError, DataFormatError, MissingArtifactError, ParameterError
 from qwen_vl_lora.pipelines.inference import create_pipeline
-from qwen_vl_lora.scoring import inference
 from samples.pictures import animation, jpeg, write
 
 TRAINED_PROMPT = "What is in this picture?"
@@ -46,10 +47,14 @@ def test_node_names_are_function_names():
     assert all(node.name == node.func.__name__ for node in create_pipeline().nodes)
 
 
-def test_a_folder_becomes_captions_with_a_reason_for_each_bad_picture(trained, run, newest, folder):
+def test_a_folder_becomes_captions_with_a_reason_for_each_bad_picture(trained, run, newest, folder, capsys):
     run("inference", inference={"images": str(folder)})
+    said = capsys.readouterr()
+    (version,) = [path.name for path in newest("06_models/tiny/adapter").parents[1].iterdir()]
+    assert f"Adapter: {version} of recipe tiny, never evaluated (the newest of recipe tiny).\n" in said.err
+    assert re.search(r"^table: data/07_model_output/tiny/captions.csv/\S+/captions.csv$", said.out, re.MULTILINE)
     table = read(newest("07_model_output/tiny/captions.csv"))
-    assert list(table.columns) == ["image_path", "caption", "reason"]
+    assert list(table.columns) == ["image_path", "caption", "reason", "cut"]
     names = [path.rpartition("/")[2] for path in table["image_path"]]
     assert names == ["a.jpg", "b.jpg", "c.jpg", "copy_of_a.jpg", "d.jpg", "moving.gif", "page.png"]
     reasons = dict(zip(names, table["reason"], strict=True))
@@ -59,6 +64,9 @@ def test_a_folder_becomes_captions_with_a_reason_for_each_bad_picture(trained, r
     captions = dict(zip(names, table["caption"], strict=True))
     assert captions["a.jpg"] == captions["copy_of_a.jpg"]
     assert captions["page.png"] == ""
+    assert dict(zip(names, table["cut"], strict=True)) == {
+        name: "true" if name.endswith(".jpg") else "" for name in names
+    }  # the slice generates 4 tokens
     sheet = newest("07_model_output/tiny/caption_sheet.png")
     with Image.open(sheet) as opened:
         assert opened.width > 3 * 160
@@ -76,6 +84,49 @@ def test_prompt_and_size_are_those_of_the_adapter_whatever_is_configured(trained
     run("inference", inference={"images": str(folder / "a.jpg")}, image={"resized_height": 56, "resized_width": 56})
     assert TRAINED_PROMPT in asked[0]
     assert asked[0].count("<|image_pad|>") == 16  # 112x112, as trained; 56x56 would be 4
+
+
+@pytest.fixture
+def of_several_questions(trained, newest):
+    """The adapter, as if its samples had brought two questions."""
+    file = newest("06_models/tiny/adapter") / "adapter_record.json"
+    record = json.loads(file.read_text())
+    assert record["prompt"] == {"user": TRAINED_PROMPT, "system": None, "override": False}
+    questions = [{"text": "How many?", "samples": 20}, {"text": "Where is it?", "samples": 10}]
+    file.write_text(
+        json.dumps(
+            {**record, "prompt": {**record["prompt"], "user": None, "questions": questions, "other_questions": 0}}
+        )
+    )
+
+
+def test_an_adapter_of_several_questions_is_not_asked_a_guess(of_several_questions, run, folder, newest, project):
+    told = {"images": str(folder / "a.jpg")}
+    before = list((project / "data/08_reporting/tiny/runs").iterdir())
+    with pytest.raises(
+        ParameterError, match=r"trained with 2 different questions: 'How many\?' \(20 samples\), 'Where"
+    ):
+        run("inference", inference=told)
+    assert list((project / "data/08_reporting/tiny/runs").iterdir()) == before
+    told = {**told, "settings_from": "parameters"}
+    with pytest.raises(AdapterError, match=r"trained with 'How many\?' .*configured 'Describe this picture.'"):
+        run("inference", inference=told)
+    run("inference", inference=told, prompt={"user": "How many?"})
+    assert len(read(newest("07_model_output/tiny/captions.csv"))) == 1
+
+
+def test_the_caption_command_takes_the_question_of_an_adapter_of_several(of_several_questions, folder, base_path):
+    from click.testing import CliRunner
+
+    from qwen_vl_lora.commands.caption import caption
+
+    picture = str(folder / "a.jpg")
+    options = ["--params", f"base_model={base_path('qwen2_vl')},device=cpu"]
+    with pytest.raises(ParameterError, match=r"`qwen-vl-lora caption` takes --prompt"):
+        CliRunner().invoke(caption, [picture, *options], catch_exceptions=False)
+    done = CliRunner().invoke(caption, [picture, "--prompt", "Where is it?", *options], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert f"{picture}: the caption was cut after 4 tokens (generation.max_new_tokens)" in done.stderr
 
 
 def test_told_to_take_the_parameters_an_adapter_of_other_ones_is_refused(trained, run, folder, newest):
@@ -139,15 +190,17 @@ def test_recursive_looks_into_the_folders_too(trained, run, newest, folder):
 
 def test_what_cannot_be_captioned_at_all_says_what_to_give(trained, run, folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "other.csv").write_text("path,caption\na.jpg,dog\n")
-    with pytest.raises(ParameterError, match=r"inference.images names no pictures.*inference.images=path/to/folder"):
+    (tmp_path / "other.csv").write_text("place,caption\na.jpg,dog\n")
+    with pytest.raises(ParameterError, match=r"inference.images is not set.*inference.images=path/to/folder"):
         run("inference")
-    with pytest.raises(MissingArtifactError, match=r"nowhere is not there. Give a folder, a picture, or a CSV"):
+    with pytest.raises(
+        MissingArtifactError, match=r"Pictures not found: .*nowhere. Expected a folder, a picture, or a CSV"
+    ):
         run("inference", inference={"images": "nowhere"})
-    with pytest.raises(MissingArtifactError, match=r"holds no picture.*recursive: true"):
+    with pytest.raises(MissingArtifactError, match=r"No pictures found in .*recursive: true"):
         run("inference", inference={"images": str(tmp_path / "empty")})
     with pytest.raises(
-        DataFormatError, match="needs the column image_path exactly once; its first line has: path, caption"
+        DataFormatError, match="needs a column for the picture, such as image_path; its first line has: place, caption"
     ):
         run("inference", inference={"images": str(tmp_path / "other.csv")})
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qwen_vl_lora.exceptions import AdapterError, MissingArtifactError
-from qwen_vl_lora.modeling.fingerprints import file_sha256
-from qwen_vl_lora.tuning.trainer import CaptionTrainer
+from qwen_vl_lora.exceptions import AdapterError, MissingArtifactError, ParameterError
+from qwen_vl_lora.runs.storage import file_sha256
+from qwen_vl_lora.training.loop import TrainingLoop
 
 ADAPTER = "06_models/tiny/adapter"
 STRONG = {"lora": {"lora_dropout": 0.0}, "training_args": {"learning_rate": 0.05}}
@@ -43,22 +43,32 @@ def test_a_quantized_base_trains_is_measured_captions_and_is_exported(run, newes
         run("evaluation")
 
 
-@pytest.mark.parametrize("kind", ["use_dora", pytest.param("use_rslora", marks=pytest.mark.slow)])
-def test_other_kinds_of_lora_train_resume_and_are_exported(run, newest, monkeypatch, kind):
-    changes = {**STRONG, "lora": {"lora_dropout": 0.0, kind: True}}
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("use_dora", True),
+        pytest.param("use_rslora", True, marks=pytest.mark.slow),
+        pytest.param("modules_to_save", ["lm_head", "language_model.norm"], marks=pytest.mark.slow),
+        pytest.param("target_modules", ["q_proj", "lm_head", "embed_tokens"], marks=pytest.mark.slow),
+        pytest.param("init_lora_weights", "olora", marks=pytest.mark.slow),
+    ],
+)
+def test_other_kinds_of_lora_train_resume_and_are_exported(run, newest, monkeypatch, kind, value):
+    changes = {**STRONG, "lora": {"lora_dropout": 0.0, "r": 8, kind: value}}
     run("data_engineering")
     run("training", "evaluation", **changes)
     whole = weights(newest(ADAPTER))
     assert any("lora_magnitude_vector" in name for name in whole) is (kind == "use_dora")
-    step = CaptionTrainer.training_step
+    step = TrainingLoop.compute_gradients
 
     def die_at_the_fourth(self, *arguments):
-        if self.state.global_step == 3:
+        if self.state.step == 3:
             raise KeyboardInterrupt
         return step(self, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(CaptionTrainer, "training_step", die_at_the_fourth)
+        patch.setattr(TrainingLoop, "compute_gradients", die_at_the_fourth)
         run("training", **changes)
     run("training", **changes)
     assert json.loads(newest("08_reporting/tiny/training_summary.json").read_text())["resumed_from"] == "checkpoint-2"
@@ -66,6 +76,26 @@ def test_other_kinds_of_lora_train_resume_and_are_exported(run, newest, monkeypa
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     run("evaluation", "export", **changes)
     assert (newest("06_models/tiny/merged_model") / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_whole_modules_train_in_half_precision_with_checkpointing_and_are_exported(run, newest):
+    changes = {
+        "lora": {"lora_dropout": 0.0, "modules_to_save": ["lm_head", "input_layernorm"]},
+        "training_args": {"learning_rate": 0.01, "bf16": True, "gradient_checkpointing": True},
+    }
+    run("data_engineering")
+    run("training", "evaluation", "export", **changes)
+    assert {value.dtype for value in weights(newest(ADAPTER)).values()} == {torch.float32}
+    config = json.loads((newest("06_models/tiny/merged_model") / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+
+
+def test_a_module_that_the_base_lacks_stops_before_any_node(run, caplog):
+    run("data_engineering")
+    with caplog.at_level("INFO"), pytest.raises(ParameterError, match="target_modules: 'v_prj' matches no module"):
+        run("training", lora={"target_modules": ["q_proj", "v_prj"]})
+    assert "encode_images" not in caplog.text
 
 
 def test_training_goes_on_from_an_adapter_and_its_record_names_the_parent(run, newest, project):
@@ -98,10 +128,10 @@ def test_an_adapter_of_another_shape_or_base_is_refused_with_every_difference(ru
     run("training", training_args={"max_steps": 1})
     version = newest(ADAPTER).parent.name
     with pytest.raises(
-        AdapterError, match=r"cannot go on from.*lora.r: 64 there, 8 here; lora.use_rslora: False there"
+        AdapterError, match=r"cannot continue from.*lora.r: 64 in the adapter, 8 here; lora.use_rslora: False in"
     ):
         run("training", init_adapter=version, lora={"r": 8, "use_rslora": True})
-    with pytest.raises(AdapterError, match=r"base model: \w{64} there, \w{64} here"):
+    with pytest.raises(AdapterError, match=r"base model: \w{64} in the adapter, \w{64} here"):
         run("training", init_adapter=version, base_model=str(base_path("qwen2_5_vl")))
 
 
@@ -109,7 +139,7 @@ def test_an_adapter_that_is_not_there_stops_before_any_node(run, caplog):
     run("data_engineering")
     with (
         caplog.at_level("INFO"),
-        pytest.raises(MissingArtifactError, match=r"'2020', which is neither .*versions there: none"),
+        pytest.raises(MissingArtifactError, match=r"'2020', which is neither .*versions found: none"),
     ):
         run("training", init_adapter="2020")
     assert "encode_images" not in caplog.text
@@ -122,11 +152,11 @@ def test_a_parent_with_other_tensors_is_refused(run, newest, tmp_path):
     kept = load_file(file)
     kept.pop(next(iter(kept)))
     save_file(kept, file)
-    with pytest.raises(AdapterError, match=r"1 tensors differ, the first is .*None there"):
+    with pytest.raises(AdapterError, match=r"1 tensors differ, the first is .*None in the adapter"):
         run("training", init_adapter=newest(ADAPTER).parent.name)
 
 
-@pytest.mark.parametrize("lora", [{"bias": "lora_only"}, {"init_lora_weights": "pissa"}])
+@pytest.mark.parametrize("lora", [{"bias": "lora_only"}, {"init_lora_weights": "pissa", "r": 8}])
 def test_base_captions_are_the_bases_own_whatever_an_adapter_leaves_behind(run, newest, lora):
     run("data_engineering")
     run("training", "evaluation")
@@ -139,10 +169,11 @@ def test_base_captions_are_the_bases_own_whatever_an_adapter_leaves_behind(run, 
 
 def test_a_parent_that_took_its_start_out_of_the_base_is_gone_on_from_in_the_same_way_only(run, newest):
     run("data_engineering")
-    run("training", training_args={"max_steps": 1}, lora={"init_lora_weights": "pissa"})
+    lora = {"init_lora_weights": "pissa", "r": 8}
+    run("training", training_args={"max_steps": 1}, lora=lora)
     version = newest(ADAPTER).parent.name
-    with pytest.raises(AdapterError, match=r"lora.init_lora_weights: pissa there, None here"):
-        run("training", init_adapter=version)
-    run("training", init_adapter=version, lora={"init_lora_weights": "pissa"})
+    with pytest.raises(AdapterError, match=r"lora.init_lora_weights: pissa in the adapter, None here"):
+        run("training", init_adapter=version, lora={"r": 8})
+    run("training", init_adapter=version, lora=lora)
     run("training", training_args={"max_steps": 1}, lora={"init_lora_weights": "gaussian"})
     run("training", init_adapter=newest(ADAPTER).parent.name)

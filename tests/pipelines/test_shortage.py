@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qwen_vl_lora.exceptions import MachineError
-from qwen_vl_lora.tuning.trainer import CaptionTrainer
+from qwen_vl_lora.training.loop import TrainingLoop
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB of which 1.20 GiB is "
@@ -27,7 +27,7 @@ def of_the_cpu(*arguments):
 )
 def test_figures_and_what_to_change_are_told(run, newest, project, monkeypatch, runs_out, said):
     run("data_engineering")
-    monkeypatch.setattr(CaptionTrainer, "training_step", runs_out)
+    monkeypatch.setattr(TrainingLoop, "compute_gradients", runs_out)
     figures = r"holds 4 captions, \d+ tokens, .* GPU needs about [\d.]+ MiB in all"
     changes = r"gradient_checkpointing: true: [\d.]+ MiB; .*batch_size: 2, gradient_accumulation_steps: 2: .*nf4"
     with pytest.raises(MachineError, match=f"{said}.*{figures}.*{changes}"):
@@ -40,6 +40,6 @@ def test_other_errors_pass_as_they_are(run, monkeypatch):
         raise RuntimeError("shape mismatch")
 
     run("data_engineering")
-    monkeypatch.setattr(CaptionTrainer, "training_step", fails)
+    monkeypatch.setattr(TrainingLoop, "compute_gradients", fails)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         run("training")

@@ -7,7 +7,7 @@ import pytest
 
 from qwen_vl_lora.exceptions import TrainingError
 from qwen_vl_lora.tracking.tracker import current_tracker
-from qwen_vl_lora.tuning.trainer import CaptionTrainer
+from qwen_vl_lora.training.loop import TrainingLoop
 from tracking.cloud import KEY, Cloud
 
 
@@ -66,16 +66,16 @@ def test_training_and_evaluation_of_one_run_are_one_swanlab_run(run, newest, clo
 
 def test_a_training_that_goes_on_goes_on_in_its_swanlab_run(run, newest, cloud, monkeypatch):
     run("data_engineering")
-    step = CaptionTrainer.training_step
+    step = TrainingLoop.compute_gradients
 
     def die_at_the_fourth(self, *arguments):
-        if self.state.global_step == 3:
+        if self.state.step == 3:
             raise KeyboardInterrupt
         return step(self, *arguments)
 
     named = {"training_args": {"logging_steps": 1}}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(CaptionTrainer, "training_step", die_at_the_fourth)
+        patch.setattr(TrainingLoop, "compute_gradients", die_at_the_fourth)
         run("training", **named)
     assert current_tracker() is not None  # Kedro tells hooks nothing of a Ctrl-C
     run("training", **named)
@@ -87,14 +87,14 @@ def test_a_training_that_goes_on_goes_on_in_its_swanlab_run(run, newest, cloud, 
 
 def test_a_run_that_fails_is_marked_with_its_message(run, cloud, monkeypatch):
     run("data_engineering")
-    step = CaptionTrainer.training_step
+    step = TrainingLoop.compute_gradients
 
     def fail_at_the_third(self, *arguments):
-        if self.state.global_step == 2:
+        if self.state.step == 2:
             raise TrainingError("the loss became a melon")
         return step(self, *arguments)
 
-    monkeypatch.setattr(CaptionTrainer, "training_step", fail_at_the_third)
+    monkeypatch.setattr(TrainingLoop, "compute_gradients", fail_at_the_third)
     with pytest.raises(TrainingError, match="melon"):
         run("training")
     assert cloud.run.state == "CRASHED"
@@ -102,7 +102,7 @@ def test_a_run_that_fails_is_marked_with_its_message(run, cloud, monkeypatch):
 
 
 def test_a_lost_picture_costs_the_chart_and_not_the_run(run, project, newest, monkeypatch, caplog):
-    from qwen_vl_lora import hooks
+    from qwen_vl_lora.session import hooks
 
     run("data_engineering")
 
@@ -111,7 +111,7 @@ def test_a_lost_picture_costs_the_chart_and_not_the_run(run, project, newest, mo
 
     monkeypatch.setattr(hooks, "_predicted_pictures", lose)
     run("training", "evaluation")
-    assert "SwanLab records no more of this run (FileNotFoundError: a picture); it goes on." in caplog.text
+    assert "SwanLab stopped recording this run (FileNotFoundError: a picture); the run continues." in caplog.text
     assert newest("08_reporting/tiny/comparison_report.html").is_file()
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError, TrainingError
-from qwen_vl_lora.tuning.trainer import LOG_COLUMNS, CaptionTrainer
+from qwen_vl_lora.training.loop import LOG_COLUMNS, TrainingLoop
 from samples.pictures import jpeg, write
 
 
@@ -45,6 +45,16 @@ def test_training_leaves_an_adapter_a_log_a_summary_and_a_preview(run, newest, b
     assert summary["steps"] == -(-summary["samples"] // 4)
 
 
+def test_a_run_that_holds_nothing_out_trains_on_all_of_it(run, newest):
+    nothing = {"test_images": 0, "validation_images": 0}
+    arguments = {"max_steps": 1, "eval_strategy": "no"}
+    run("data_engineering", "training", split=nothing, training_args=arguments, captions={"num_rows": 12})
+    summary = json.loads(newest("05_model_input/tiny/split_summary.json").read_text())
+    assert summary["samples"] == {"train": 12, "validation": 0, "test": 0}
+    assert json.loads(newest("08_reporting/tiny/training_summary.json").read_text())["samples"] == 12
+    assert (newest("06_models/tiny/adapter") / "adapter_model.safetensors").is_file()
+
+
 def test_plain_peft_gives_the_logits_of_the_adapter_directory(run, newest, base_path):
     run("data_engineering")
     run("training", lora={"r": 3})
@@ -70,19 +80,19 @@ def test_the_same_command_gives_the_same_bits_and_goes_on_after_a_kill(run, newe
     run("data_engineering")
     run("training")
     uninterrupted = weights(newest("06_models/tiny/adapter"))
-    step = CaptionTrainer.training_step
+    step = TrainingLoop.compute_gradients
 
     def die_at_the_fourth(self, *arguments):
-        if self.state.global_step == 3:
+        if self.state.step == 3:
             raise KeyboardInterrupt
         return step(self, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(CaptionTrainer, "training_step", die_at_the_fourth)
+        patch.setattr(TrainingLoop, "compute_gradients", die_at_the_fourth)
         run("training")
     with caplog.at_level("INFO"):
         run("training")
-    assert "Going on from" in caplog.text
+    assert "Resuming from" in caplog.text
     assert "checkpoint-2" in caplog.text
     assert same(weights(newest("06_models/tiny/adapter")), uninterrupted)
     run("training", resume="never")
@@ -108,7 +118,7 @@ def test_an_adapted_tower_trains_on_pixels(run, newest):
 def test_a_loss_that_is_no_number_stops_with_step_and_samples(run, monkeypatch):
     run("data_engineering")
     nan = torch.tensor(float("nan"), requires_grad=True)
-    monkeypatch.setattr(CaptionTrainer, "_summed_loss", lambda self, model, forward: nan)
+    monkeypatch.setattr(TrainingLoop, "summed_loss", lambda self, forward: nan)
     with pytest.raises(TrainingError, match=r"loss became nan at step 1 on samples identity_\d+"):
         run("training")
 

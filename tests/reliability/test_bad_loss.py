@@ -11,18 +11,18 @@ from safetensors.torch import load_file
 
 from pipelines.conftest import fresh_run, newest, once, project, run  # noqa: F401  fixtures
 from qwen_vl_lora.exceptions import TrainingError
-from qwen_vl_lora.tuning.trainer import CaptionTrainer
+from qwen_vl_lora.training.loop import TrainingLoop
 
 
 def spoil(monkeypatch, from_step, change):
     """Change the loss of every step from this one on."""
-    summed = CaptionTrainer._summed_loss
+    summed = TrainingLoop.summed_loss
 
-    def spoiled(self, model, forward):
-        loss = summed(self, model, forward)
-        return change(loss, model) if self.state.global_step + 1 >= from_step else loss
+    def spoiled(self, forward):
+        loss = summed(self, forward)
+        return change(loss, self.adapted) if self.state.step + 1 >= from_step else loss
 
-    monkeypatch.setattr(CaptionTrainer, "_summed_loss", spoiled)
+    monkeypatch.setattr(TrainingLoop, "summed_loss", spoiled)
 
 
 def poison_the_gradient(loss, model):

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from command_line import TRAINING_SLICE, call, kedro_run
-from ranks.processes import wait_until
+from cluster.processes import wait_until
+from command_line import TRAINING_SLICE, call, kedro_run, start
 from reliability.artifacts import assert_nothing_was_lost, assert_one_message, assert_whole, snapshot
 from reliability.conftest import SOMEBODY_ELSE
 
@@ -34,7 +34,7 @@ def test_a_full_disk_is_one_message_and_earlier_versions_stay(disk, kilobytes):
     before = snapshot(disk.path)
     disk.leave(kilobytes)
     result = call(kedro_run(DATA), disk.path)
-    assert_one_message(result, "There is no room left to write", "Free now:", "of 8.0 MiB in", "Make room")
+    assert_one_message(result, "No space left to write", "Free now:", "of 8.0 MiB in", "Free some space")
     assert_nothing_was_lost(before, disk.path)
     runs = disk.path / "data/08_reporting/tiny/runs"
     assert all((run / "record.json").stat().st_size for run in runs.iterdir())
@@ -47,7 +47,7 @@ def test_a_disk_that_fills_up_in_training_leaves_only_whole_checkpoints(disk, ba
     command = kedro_run("training", base_model=base_path("qwen2_vl"), **TRAINING_SLICE)
     before = snapshot(disk.path)
     disk.leave(700)  # features and the log fit; a checkpoint of 1.3 MB does not
-    assert_one_message(call(command, disk.path), "There is no room left to write", "Make room")
+    assert_one_message(call(command, disk.path), "No space left to write", "Free some space")
     assert_nothing_was_lost(before, disk.path)
     assert not list((disk.path / "data/09_workspace").rglob("checkpoint-*/files.json"))
     disk.make_room()
@@ -63,7 +63,7 @@ def test_a_disk_mounted_read_only_is_one_message(disk):
         result = call(kedro_run(DATA), disk.path)
     finally:
         disk.remount("rw")
-    assert_one_message(result, "Writing was refused", "mounted read-only", str(disk.path / "data"))
+    assert_one_message(result, "Cannot write", "mounted read-only", str(disk.path / "data"))
     assert_nothing_was_lost(before, disk.path)
 
 
@@ -81,7 +81,7 @@ def test_data_of_somebody_else_is_one_message_that_says_whose(project, without_r
     for path in [project / "data", *(project / "data").rglob("*")]:
         give_away(path, 0o755 if path.is_dir() else 0o644)
     result = call(kedro_run(DATA, prefix=without_rights), project)
-    assert_one_message(result, "Access was refused", f"belongs to user {SOMEBODY_ELSE} with mode 755", "chown")
+    assert_one_message(result, "Access denied", f"belongs to user {SOMEBODY_ELSE} with mode 755", "chown")
     assert_nothing_was_lost(before, project)
 
 
@@ -91,7 +91,7 @@ def test_a_folder_that_lost_its_permission_is_named(project, without_rights, art
     before = snapshot(project)
     give_away(project / "data" / artifact)
     result = call(kedro_run(DATA, prefix=without_rights), project)
-    assert_one_message(result, "Access was refused", artifact, "with mode 555")
+    assert_one_message(result, "Access denied", artifact, "with mode 555")
     assert_nothing_was_lost(before, project)
 
 
@@ -101,7 +101,7 @@ def test_an_artifact_that_may_not_be_read_is_named(project, without_rights, base
     give_away(conversations, 0o000)
     settings = {**TRAINING_SLICE, "base_model": base_path("qwen2_vl"), "swanlab.mode": "disabled"}
     command = kedro_run("training", prefix=without_rights, **settings)
-    assert_one_message(call(command, project), "Access was refused", "train_conversations.json", "with mode 0")
+    assert_one_message(call(command, project), "Access denied", "train_conversations.json", "with mode 0")
 
 
 # --- memory ----------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_memory_that_runs_out_is_one_message_and_no_row_is_blamed(project):
     before = snapshot(project)
     arguments = kedro_run(DATA, env="own_captions", captions_file="mine/captions.csv")[3:]
     result = call([sys.executable, "-c", WITH_LITTLE_MEMORY, "200", *arguments], project)
-    assert_one_message(result, "Main memory is used up", "This process held", "ulimit -v", "image.max_source_pixels")
+    assert_one_message(result, "Out of main memory", "This process used", "ulimit -v", "image.max_source_pixels")
     assert_nothing_was_lost(before, project)
     assert not (project / "data/02_intermediate/own_captions/rejected_samples.csv").exists()
 
@@ -163,13 +163,13 @@ def test_a_good_picture_is_not_rejected_because_the_machine_ran_out_of_something
 
 def test_a_reader_that_goes_away_stops_the_run_in_order(project):
     before = snapshot(project)
-    process = subprocess.Popen(kedro_run(DATA), cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(kedro_run(DATA), project, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with process.stderr as messages:
         process.stdout.readline()
         process.stdout.close()
         said = messages.read()
     process.wait(timeout=120)
-    assert_one_message(subprocess.CompletedProcess([], process.returncode, "", said), "Nobody reads this command's")
+    assert_one_message(subprocess.CompletedProcess([], process.returncode, "", said), "its output was closed")
     assert_nothing_was_lost(before, project)
 
 
@@ -179,7 +179,7 @@ def test_a_log_file_on_a_full_disk_stops_the_run_in_order(disk, project):
     disk.leave(0)
     with (disk.path / "run.log").open("a") as log:
         result = call(kedro_run(DATA), project, stdout=log)
-    assert_one_message(result, "There is no room left to write", f"{disk.path}/run.log", "Free now: 0 B of 8.0 MiB")
+    assert_one_message(result, "No space left to write", f"{disk.path}/run.log", "Free now: 0 B of 8.0 MiB")
     assert_nothing_was_lost(before, project)
 
 
@@ -189,7 +189,7 @@ def test_a_full_pipe_is_waited_for_and_no_line_is_lost(project):
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     os.set_blocking(writing, False)
     os.write(writing, b"x" * 4000 + b"\n")  # the run's first lines find no room
-    process = subprocess.Popen(kedro_run(DATA), cwd=project, stdout=writing, stderr=subprocess.PIPE, text=True)
+    process = start(kedro_run(DATA), project, stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     lines: list[bytes] = []
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from qwen_vl_lora.console import expected_error
 from qwen_vl_lora.exceptions import DataFormatError, MachineError
 from qwen_vl_lora.faults import machine_fault, shown_bytes
+from qwen_vl_lora.session.console import expected_error
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 372.53 GiB. GPU 0 has a total capacity of 139.81 GiB of which 139.29 GiB is "
@@ -43,12 +43,12 @@ def raised(action) -> Exception:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems promise any amount")
 def test_memory_that_is_not_there_is_told_with_figures(action):
     message = str(machine_fault(raised(action)))
-    assert message.startswith("Main memory is used up.")
-    assert "This process held" in message
+    assert message.startswith("Out of main memory.")
+    assert "This process used" in message
 
 
 def test_what_torch_asked_for_is_told():
-    assert "363.8 TiB were asked for at once" in str(machine_fault(raised(lambda: torch.empty(10**14))))
+    assert "One allocation requested 363.8 TiB" in str(machine_fault(raised(lambda: torch.empty(10**14))))
 
 
 def test_a_gpus_memory_is_told_with_torchs_figures():
@@ -62,15 +62,15 @@ def test_a_gpus_memory_is_told_with_torchs_figures():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("Error while serializing: I/O error: No space left on device (os error 28)", "no room left"),
-        ("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534", "no room left"),
+        ("Error while serializing: I/O error: No space left on device (os error 28)", "No space left to write"),
+        ("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534", "No space left to write"),
         (
             "[enforce fail at inline_container.cc:746] . open file failed with strerror: Read-only file system",
             "read-only",
         ),
         ('Error while serializing: I/O error: Read-only file system (os error 30) at path "/x"', "read-only"),
-        ("can't start new thread", "Main memory is used up"),
-        ("std::bad_alloc", "Main memory is used up"),
+        ("can't start new thread", "Out of main memory"),
+        ("std::bad_alloc", "Out of main memory"),
     ],
 )
 def test_texts_of_other_libraries_are_understood(text, words):
@@ -80,22 +80,22 @@ def test_texts_of_other_libraries_are_understood(text, words):
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.ENOSPC, "no room left"),
-        (errno.EDQUOT, "no room left"),
+        (errno.ENOSPC, "No space left to write"),
+        (errno.EDQUOT, "No space left to write"),
         (errno.EROFS, "read-only"),
-        (errno.EACCES, "Access was refused"),
-        (errno.EPERM, "Access was refused"),
-        (errno.EPIPE, "Nobody reads"),
-        (errno.EMFILE, "Too many files are open"),
+        (errno.EACCES, "Access denied"),
+        (errno.EPERM, "Access denied"),
+        (errno.EPIPE, "its output was closed"),
+        (errno.EMFILE, "Too many open files"),
         (errno.EXDEV, "on one filesystem"),
-        (errno.EIO, "could not read or write"),
-        (errno.ENAMETOOLONG, "longer than the filesystem takes"),
+        (errno.EIO, "Disk input/output failed"),
+        (errno.ENAMETOOLONG, "longer than the filesystem allows"),
     ],
 )
 def test_every_fault_says_that_nothing_half_written_is_visible(number, words):
     message = str(machine_fault(OSError(number, os.strerror(number), "data/file")))
     assert words in message
-    assert "Nothing half-written is visible" in message
+    assert "No partial file is visible" in message
 
 
 @pytest.mark.parametrize(

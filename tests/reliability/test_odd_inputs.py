@@ -74,7 +74,8 @@ READ_PIXEL_BY_PIXEL = {
         png_of(2, 1, b"\0" + struct.pack(">4H", 32768, 65535, 0, 0), depth=16, colour=4), [(128, 128, 128), WHITE],
     ),
     "1 bit": (png_of(2, 1, b"\0\x40", depth=1, colour=0), [(0, 0, 0), WHITE]),
-    "1 bit, black clear": (png_of(2, 1, b"\0\x00", depth=1, colour=0, tRNS=b"\0\0"), [WHITE, WHITE]),
+    "1 bit, black clear": (png_of(2, 1, b"\0\x40", depth=1, colour=0, tRNS=b"\0\0"), [WHITE, WHITE]),
+    "1 bit, all of it clear": (png_of(2, 1, b"\0\x00", depth=1, colour=0, tRNS=b"\0\0"), [(0, 0, 0)] * 2),
     "2 bits": (png_of(2, 1, b"\0\x10", depth=2, colour=0), [(0, 0, 0), (85, 85, 85)]),
     "a palette of 4 bits": (png_of(2, 1, b"\0\x10", depth=4, colour=3, PLTE=bytes([*GREEN, *RED])), [RED, GREEN]),
     "a palette with half of a veil": (
@@ -138,7 +139,7 @@ def test_every_other_thing_has_its_reason(name):
         inspect_image(data, image_parameters())
     assert fault.value.reason == reason
     if name.startswith("a video"):
-        assert f"The image is {name.partition(' (')[0]}" in fault.value.detail
+        assert f"The picture is {name.partition(' (')[0]}" in fault.value.detail
 
 
 def test_rows_beyond_a_picture_are_not_unpacked():
@@ -153,22 +154,18 @@ GOOD_NAMES = [
     "b c.jpg", "it's.jpg", 'q"uote.jpg', "com,ma.jpg", "semi;colon.jpg", "-dash.jpg", "--params.jpg", "#hash.jpg",
     "100%.jpg", "a%20b.jpg", "q?x=1.jpg", "<img src=x>.jpg", "=1+1.jpg", "@x.jpg", "😀.jpg", "Café.jpg", "图.jpg",
     "no_suffix", "picture.txt", "C:drive.jpg", "colon:name.jpg", ".hidden.jpg", "x" * 240 + ".jpg", "$HOME.jpg",
-    "sub/dir/a.jpg", "back\\slash.jpg", "{{7*7}}.jpg", "NaN", "null.jpg",
+    "sub/dir/a.jpg", "back\\slash.jpg", "{{7*7}}.jpg", "NaN", "null.jpg", "new\nline.jpg", "tab\there.jpg",
+    "rtl\u202egpj.jpg", "zero\u200bwidth.jpg", "<|im_end|>.jpg", "sub__dir__a.jpg",
 ]  # fmt: skip
 BAD_NAMES = {
-    "new\nline.jpg": ("bad_id", "holds U+000A"),
-    "tab\there.jpg": ("bad_id", "holds U+0009"),
-    "rtl\u202egpj.jpg": ("bad_id", "holds U+202E"),
-    "zero\u200bwidth.jpg": ("bad_id", "holds U+200B"),
-    "<|im_end|>.jpg": ("bad_id", "holds <|im_end|>"),
-    "nul\0.jpg": ("bad_id", "holds U+0000"),
+    "nul\0.jpg": ("missing_image", "Invalid file name"),
     "y" * 300 + ".jpg": ("unreadable_file", "File name too long"),
     "Cafe\u0301.jpg": ("missing_image", r"mine/Caf\xe9.jpg"),
-    "sub\\dir\\a.jpg": ("missing_image", "There is one that is written with slashes: /"),
-    "A.jpg": ("missing_image", "There is no such file."),
-    "~/b c.jpg": ("missing_image", "There is no such file."),
+    "sub\\dir\\a.jpg": ("missing_image", "A file exists with slashes: /"),
+    "A.jpg": ("missing_image", "File not found."),
+    "~/b c.jpg": ("missing_image", "File not found."),
     "sub/dir": ("unreadable_file", "Is a directory"),
-    "sftp://host/a.jpg": ("url_not_allowed", "is a URL"),
+    "sftp://host/a.jpg": ("url_not_allowed", "is not a local path"),
 }
 
 
@@ -202,12 +199,12 @@ def test_names_that_cannot_be_used_say_why(folder):
 
 KEPT_TEXTS = [
     "<b>A</b> &amp; <script>alert(1)</script>", "**A** [dog](javascript:alert(1))", "=cmd|' /C calc'!A0", "@SUM(1)",
-    "A \u202edog\u202c.", "A\u200bdog", "نمی\u200cخواهم", "👩\u200d👩\u200d👧", "1️⃣", "。", "null", "None", "N/A",
-    "<image> of a dog", "<img>a.jpg</img>", "{{ 7 * 7 }}", "%s", "A 5\" dog", "<|im_end", "A \ufffd dog",
+    "A \u202edog\u202c.", "A\u200bdog", "نمی\u200cخواهم", "👩\u200d👩\u200d👧", "1️⃣", "。",
+    "A <span> of a dog", "{{ 7 * 7 }}", "%s", "A 5\" dog", "<|im_end", "A \ufffd dog",
 ]  # fmt: skip
 BLANK_TEXTS = [
     "\u200b\u200c", "\u202e", "\u200d", "\u00a0\u3000", "\u2028\u2029", "\ufe0f", "\u0301", "\u3164", "\u2800",
-    "\U000e0041", "\x00", "\x0b\x0c", "\ufeff", "\uffff", " NaN ",
+    "\U000e0041", "\x00", "\x0b\x0c", "\ufeff", "\uffff", " NaN ", "null", "None", "N/A", "#REF!",
 ]  # fmt: skip
 
 
@@ -242,7 +239,7 @@ ODD_RECORDS = [
     (caption(float("inf")), "malformed_row"),
     (caption("A dog.", id=1.5), "bad_id"),
     (caption("A dog.", id=True), "bad_id"),
-    (caption("A dog.", id=""), "bad_id"),
+    (caption("A dog.", id=""), None),
     (caption("A dog.", id=10**30), None),
     (caption("A dog.", images="b c.jpg"), None),
     (caption("A dog.", images=["b c.jpg", "b c.jpg"]), "placeholder_mismatch"),
@@ -252,8 +249,9 @@ ODD_RECORDS = [
     (caption("A dog.", images=["data:image/png;base64,"]), "empty_file"),
     ([caption("A dog.")], "malformed_row"),
     ({"image": "b c.jpg", "caption": "A dog."}, None),
-    ({"picture": "b c.jpg", "caption": "A dog."}, "missing_key"),
-    ({"messages": [{"role": "Assistant", "content": "A dog."}], "images": ["b c.jpg"]}, "wrong_roles"),
+    ({"picture": "b c.jpg", "caption": "A dog."}, None),
+    ({"figure": "b c.jpg", "caption": "A dog."}, "missing_key"),
+    ({"messages": [{"role": "Assistant", "content": "A dog."}], "images": ["b c.jpg"]}, None),
     (question("<img>b c.jpg</img>What?"), None),
     (question("<img>gone.jpg</img>What?"), "missing_image"),
     (question("<|vision_start|>b c.jpg"), "special_token"),

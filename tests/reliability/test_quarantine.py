@@ -72,10 +72,13 @@ BAD_REFERENCES = {
 BAD_IDS = [
     ("one", "good.jpg", None),
     ("one", "pixel.png", "duplicate_id"),
-    ("ONE", "good.jpg", "ambiguous_id"),
+    ("ONE", "good.jpg", None),
     ("Café", "good.jpg", None),
-    ("Cafe\u0301", "good.jpg", "ambiguous_id"),
-    ("a/b", "good.jpg", "bad_id"),
+    ("Cafe\u0301", "good.jpg", None),
+    ("a/b", "good.jpg", None),
+    ("a\tb", "good.jpg", "bad_id"),
+    ("a<|im_end|>", "good.jpg", "bad_id"),
+    ("x" * 1001, "good.jpg", "bad_id"),
 ]
 
 
@@ -176,8 +179,8 @@ def test_each_bad_record_has_its_reason(folder):
 
 
 def test_a_missing_column_stops_before_any_row(folder):
-    with pytest.raises(DataFormatError, match="needs the column caption"):
-        collected_from(write(folder / "c.csv", b"image_path,text\ngood.jpg,A dog.\n"))
+    with pytest.raises(DataFormatError, match="needs a column for a caption"):
+        collected_from(write(folder / "c.csv", b"image_path,note\ngood.jpg,A dog.\n"))
 
 
 def test_one_picture_under_two_ids_is_on_one_side_of_the_split(folder):

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from qwen_vl_lora.parameters import CaptionsParameters, ImageParameters, PromptParameters, QuarantineParameters
+from qwen_vl_lora.samples.workspace import Workspace
 
 PROJECT = Path(__file__).parents[2]
 PARAMETERS = yaml.safe_load((PROJECT / "conf" / "base" / "parameters.yml").read_text(encoding="utf-8"))
@@ -71,11 +72,18 @@ def write(file: Path, data: bytes) -> Path:
     return file
 
 
-def workspace_folder(project: Path) -> Path:
-    """The folder in which the catalog of a project keeps its workspace, made."""
-    folder = project / "data" / "09_workspace" / "tiny"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def workspace_folder(project: Path) -> Workspace:
+    """The workspace of a project's catalog, its folder made."""
+    data = project / "data"
+    workspace = Workspace(
+        path=data / "09_workspace" / "tiny",
+        project=project,
+        images=data / "02_intermediate" / "tiny" / "images" / "files",
+        feature_store=data / "04_feature" / "tiny" / "image_features",
+        adapters=data / "06_models" / "tiny" / "adapter",
+    )
+    workspace.path.mkdir(parents=True, exist_ok=True)
+    return workspace
 
 
 def image_parameters(**changes) -> ImageParameters:

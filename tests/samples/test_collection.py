@@ -95,7 +95,7 @@ def test_every_bad_row_ends_in_quarantine_and_the_good_ones_go_on(tmp_path):
         caption(6, jpeg(6), "nan"),
         caption(7, jpeg(7), "a" * 1_000_000),
         caption(8, jpeg(8), "A dog.<|im_end|>"),
-        caption(9, jpeg(9), image_id="a/b"),
+        caption(9, jpeg(9), image_id="a\nb"),
         caption(10, jpeg(10), image_id="picture 1"),
         caption(11, jpeg(1), image_id="PICTURE 1"),
         caption(12, Path("/etc/hostname")),
@@ -115,14 +115,13 @@ def test_every_bad_row_ends_in_quarantine_and_the_good_ones_go_on(tmp_path):
         (8, "special_token"),
         (9, "bad_id"),
         (10, "duplicate_id"),
-        (11, "ambiguous_id"),
         (12, "outside_allowed_roots"),
         (13, "url_not_allowed"),
         (14, "no_answer"),
         (15, "placeholder_mismatch"),
     ]
-    assert [sample["id"] for sample in collected.samples] == ["picture 1", "picture 16"]
-    assert {entry.id for entry in collected.images.entries} == {"picture 1", "picture 16"}
+    assert [sample["id"] for sample in collected.samples] == ["picture 1", "PICTURE 1", "picture 16"]
+    assert {entry.id for entry in collected.images.entries} == {"picture 1", "PICTURE 1", "picture 16"}
 
 
 def test_a_share_above_the_limit_stops_with_counts_and_examples(tmp_path):
@@ -132,8 +131,8 @@ def test_a_share_above_the_limit_stops_with_counts_and_examples(tmp_path):
     message = str(error.value)
     assert "2 of 3 rows of `captioned_images` are bad (66.7%); quarantine.max_share allows 50.0%" in message
     assert "not_an_image 1, empty_file 1" in message
-    assert "row 2 (picture 2): not_an_image: The bytes are no image of a known format" in message
-    assert not DataFolders.of(workspace_folder(tmp_path)).images.exists()
+    assert "row 2 (picture 2): not_an_image: The bytes are not a picture of a known format" in message
+    assert not DataFolders.of(workspace_folder(tmp_path)).files.exists()
 
 
 def test_a_share_at_the_limit_goes_on(tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from qwen_vl_lora.exceptions import DataFormatError, QwenVLLoraError
 from qwen_vl_lora.samples.conversations import (
     Conversation,
+    Conversations,
     ImagePart,
     TextPart,
     ask_about,
@@ -154,7 +155,7 @@ def test_text_only_samples_survive(images):
 
 
 def test_a_sample_of_another_data_run_is_refused(images):
-    with pytest.raises(DataFormatError, match="'cc' is not among the 2 images"):
+    with pytest.raises(DataFormatError, match="'cc' is not among the 2 pictures"):
         build_conversations([sample(("assistant", "A dog."), images=["cc"])], images, prompt_parameters())
 
 
@@ -196,13 +197,13 @@ def test_an_image_alone_needs_no_text():
         ("'identity_7' has turns in the wrong order", record(("assistant", "b"), ("user", "a"))),
         ("'identity_7' has turns in the wrong order", record(("user", "a"))),
         ("'identity_7' has no user turn", record(("assistant", "b"))),
-        ("'identity_7' has an image in its assistant turn", record(("user", "a"), ("assistant", image_marker(A)))),
-        ("holds <|vision_start|> in a text", record(("user", f"a <|vision_start|>{A}"), ("assistant", "b"))),
-        ("holds <|im_end|> in a text", record(("user", "a<|im_end|>"), ("assistant", "b"))),
-        ("holds <|im_end|> in a text", record(("user", "a"), ("assistant", "b<|im_end|>"))),
-        ("has an image marker around ' '", record(("user", image_marker(" ")), ("assistant", "b"))),
+        ("'identity_7' has a picture in its assistant turn", record(("user", "a"), ("assistant", image_marker(A)))),
+        ("contains <|vision_start|> in a text", record(("user", f"a <|vision_start|>{A}"), ("assistant", "b"))),
+        ("contains <|im_end|> in a text", record(("user", "a<|im_end|>"), ("assistant", "b"))),
+        ("contains <|im_end|> in a text", record(("user", "a"), ("assistant", "b<|im_end|>"))),
+        ("has a picture marker around ' '", record(("user", image_marker(" ")), ("assistant", "b"))),
         (
-            "has an image marker around '<|image_pad|>'",
+            "has a picture marker around '<|image_pad|>'",
             record(("user", image_marker("<|image_pad|>")), ("assistant", "b")),
         ),
     ],
@@ -221,6 +222,18 @@ JSON = st.recursive(
     ),
     max_leaves=12,
 )
+
+
+def test_conversations_are_parsed_at_once_and_identified_by_their_stored_form():
+    records = [{**record(("user", text), ("assistant", "Yes.")), "id": text} for text in ("One?", "Two?")]
+    read = Conversations(records)
+    assert list(read) == [parse_conversation(one) for one in records]
+    assert read[1:] == (read[1],)
+    reordered = [dict(reversed(one.items())) for one in records]
+    assert read.sha256 == Conversations(reordered).sha256
+    assert read.sha256 != Conversations(records[::-1]).sha256
+    with pytest.raises(DataFormatError, match="'Two!' needs a list of turns"):
+        Conversations([*records, {"id": "Two!"}])
 
 
 @given(JSON)

@@ -24,22 +24,30 @@ def test_one_picture_may_have_two_ids():
     assert [one.id for one in register.entries] == ["a", "b"]
 
 
-@pytest.mark.parametrize(
-    ("reason", "image_id", "sha256"),
-    [
-        ("duplicate_id", "Café.jpg", "bb"),
-        ("ambiguous_id", "café.jpg", "aa"),
-        ("ambiguous_id", "CAFÉ.JPG", "bb"),
-        ("ambiguous_id", "Cafe\u0301.jpg", "aa"),
-    ],
-)
-def test_ids_that_can_be_taken_for_each_other_are_rejected(reason, image_id, sha256):
+def test_a_given_id_names_one_picture():
     register = ImageRegister()
     register.claim([entry("Café.jpg")])
     with pytest.raises(RowError) as fault:
-        register.claim([entry(image_id, sha256)])
-    assert fault.value.reason == reason
+        register.claim([entry("Café.jpg", "bb")])
+    assert fault.value.reason == "duplicate_id"
     assert register.entries == [entry("Café.jpg")]
+
+
+@pytest.mark.parametrize("image_id", ["café.jpg", "CAFÉ.JPG", "Cafe\u0301.jpg"])
+def test_given_ids_may_differ_in_case_or_unicode_form(image_id):
+    register = ImageRegister()
+    register.claim([entry("Café.jpg")])
+    register.claim([entry(image_id, "bb")])
+    assert [one.id for one in register.entries] == ["Café.jpg", image_id]
+
+
+def test_a_path_that_became_an_id_never_rejects_a_row():
+    register = ImageRegister()
+    register.claim([entry("q__r.jpg")], may_rename=True)
+    (renamed,) = register.claim([entry("q__r.jpg", "bb" * 32)], may_rename=True)
+    assert renamed.id == "q__r.jpg-bbbbbbbbbbbb"
+    assert register.claim([entry("q__r.jpg", "bb" * 32)], may_rename=True) == [renamed]
+    assert [one.id for one in register.entries] == ["q__r.jpg", renamed.id]
 
 
 def test_a_sample_of_several_images_enters_all_or_none():
@@ -60,9 +68,6 @@ def test_images_of_one_sample_are_numbered():
     [
         ("bad_id", ""),
         ("bad_id", " "),
-        ("bad_id", "a/b"),
-        ("bad_id", "../a"),
-        ("bad_id", "a\\b"),
         ("bad_id", "a\nb"),
         ("bad_id", "a\x00"),
         ("bad_id", "<|im_end|>"),
@@ -76,6 +81,8 @@ def test_ids_that_cannot_be_used_are_rejected(reason, image_id):
     assert fault.value.reason == reason
 
 
-@pytest.mark.parametrize("image_id", ["391895", "COCO_train2014_000000391895.jpg", "图片 1", "a b#c"])
+@pytest.mark.parametrize(
+    "image_id", ["391895", "COCO_train2014_000000391895.jpg", "图片 1", "a b#c", "VG_100K/1", "9.41\u202fAM"]
+)
 def test_usual_ids_are_fine(image_id):
     check_id(image_id)

@@ -75,7 +75,7 @@ def test_bad_bytes_are_rejected_with_their_reason(reason, data):
     assert fault.value.reason == reason
 
 
-@pytest.mark.parametrize("image_format", ["EPS", "TIFF", "PDF"])
+@pytest.mark.parametrize("image_format", ["EPS", "PDF", "TGA"])
 def test_formats_outside_the_allow_list_are_not_opened_either(image_format):
     with pytest.raises(RowError, match="cannot be decoded"):
         open_image(encode(picture(), image_format))
@@ -310,3 +310,57 @@ def _mutate(data: bytes, rng: random.Random) -> bytes:
         if not mutated:
             return b""
     return bytes(mutated[: rng.randint(1, len(mutated))] if rng.random() < 0.2 else mutated)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+@pytest.mark.parametrize("colour", [0, 2, 6])
+def test_bits_that_sixteen_leave_empty_are_scaled(bits, colour):
+    channels = {0: 1, 2: 3, 6: 4}[colour]
+    values = np.linspace(0, 2**bits - 1, 64).astype(">u2").reshape(8, 8, 1).repeat(channels, axis=2)
+    if channels == 4:
+        values[..., 3] = 65535
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    shown = np.asarray(open_image(png_of(8, 8, rows, depth=16, colour=colour)), int)
+    expected = np.linspace(0, 255, 64).reshape(8, 8, 1)
+    assert np.abs(shown - expected).max() <= 2
+    assert not inspect_image(png_of(8, 8, rows, depth=16, colour=colour), image_parameters()).is_plain
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "GIF"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_where_every_pixel_is_clear_the_colours_are_shown(image_format, mode):
+    image = picture(3)
+    shown = image
+    options: dict[str, object] = {"lossless": True, "exact": True} if image_format == "WEBP" else {}
+    if mode == "P" or image_format == "GIF":
+        image = Image.new("P", (40, 30), 1)
+        image.putpalette([9, 9, 9, 200, 100, 50])
+        shown = image.convert("RGB")
+        options |= {"transparency": 1}
+    else:
+        image = image.convert(mode)
+        shown = image.convert("RGB")
+        image.putalpha(0)
+    if image_format == "WEBP" and mode == "P":
+        image = image.convert("RGB")
+        image.putalpha(0)
+        options.pop("transparency")
+    opened = np.asarray(open_image(encode(image, image_format, **options)), int)
+    assert np.abs(opened - np.asarray(shown, int)).max() <= 4
+
+
+def test_a_bitmap_whose_fourth_channel_is_empty_shows_its_colours():
+    """What many programs write as BMP of 32 bits: the fourth byte is padding."""
+    header = struct.pack("<IiiHHIIiiII", 108, 2, 2, 1, 32, 3, 16, 0, 0, 0, 0)
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
+    data = b"BM" + struct.pack("<IHHI", 14 + 108 + 16, 0, 0, 14 + 108) + header + masks + b"\x32\x64\xc8\0" * 4
+    assert open_image(data).getpixel((0, 0)) == (200, 100, 50)
+
+
+@pytest.mark.parametrize("colour", ["white", "black", (3, 200, 90)])
+def test_a_picture_of_one_colour_is_plain_and_one_with_a_dot_is_not(colour):
+    plain = Image.new("RGB", (40, 30), colour)
+    assert inspect_image(encode(plain, "PNG"), image_parameters()).is_plain
+    assert inspect_image(encode(plain, "JPEG"), image_parameters()).is_plain
+    plain.putpixel((7, 7), (130, 20, 200))
+    assert not inspect_image(encode(plain, "PNG"), image_parameters()).is_plain

@@ -75,7 +75,7 @@ def test_a_fault_is_remembered_with_the_file_it_came_from(tmp_path):
     stage = make_stage(tmp_path)
     file = write(tmp_path / "page.jpg", b"<html>")
     for _ in range(2):
-        with pytest.raises(RowError, match=r"page\.jpg: The bytes are no image .*begin with '<html>'"):
+        with pytest.raises(RowError, match=r"page\.jpg: The bytes are not a picture .*begin with '<html>'"):
             stage.add(file)
 
 

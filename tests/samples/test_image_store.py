@@ -68,7 +68,7 @@ def test_a_picture_is_found_by_hash_path_and_id(store):
 
 @pytest.mark.parametrize("look_up", ["by_sha256", "by_path", "by_id"])
 def test_an_unknown_picture_is_named(store, look_up):
-    with pytest.raises(DataFormatError, match=r"'nothing'.* is not among the 2 images"):
+    with pytest.raises(DataFormatError, match=r"'nothing'.* is not among the 2 pictures"):
         getattr(store, look_up)("nothing")
 
 
@@ -131,13 +131,13 @@ def test_publishing_notices_what_vanished_from_the_stage(tmp_path):
 )
 def test_a_file_that_is_no_manifest_is_named(tmp_path, text):
     (tmp_path / "manifest.csv").write_text(text, encoding="latin-1")
-    with pytest.raises(DataFormatError, match=r"manifest\.csv is no manifest of images"):
+    with pytest.raises(DataFormatError, match=r"manifest\.csv is not a manifest of images"):
         read_manifest(tmp_path / "manifest.csv", tmp_path)
 
 
 def test_missing_or_foreign_looks_are_named(store, tmp_path):
     np.save(tmp_path / LOOKS_FILE, np.zeros((5, 1), dtype=np.uint64))
-    with pytest.raises(DataFormatError, match=f"must hold {LOOK_BYTES} bytes for each of 2 images"):
+    with pytest.raises(DataFormatError, match=f"must contain {LOOK_BYTES} bytes for each of 2 pictures"):
         _ = store.looks
     (tmp_path / LOOKS_FILE).unlink()
     with pytest.raises(MissingArtifactError, match=r"looks\.npy is missing"):

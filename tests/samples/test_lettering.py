@@ -1,12 +1,16 @@
 """Captions on contact sheets are drawn in their script, in lines that fit, or say that they cannot be."""
 
 import logging
+import time
 
 import pytest
-from PIL import ImageFont
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFont
 
 from qwen_vl_lora.samples import lettering
 from qwen_vl_lora.samples.lettering import NO_FONT, choose_lettering, wrap_text
+from samples.fonts import StrictFont
 
 UNKNOWN = "\ue000\ue001\ue002"  # private use: no font of a system draws these
 
@@ -56,3 +60,57 @@ def test_nothing_is_lost_of_a_text_that_fits():
         "a red dog runs over the wide grass"
     )
     assert "".join(wrap_text("一只狗在跑", font, 30, 9)) == "一只狗在跑"
+
+
+ODD_TEXTS = {
+    "paragraphs": "A dog.\n\nIt runs.\r\nIt barks.",
+    "every line break": "a\rb\x0bc\x0cd\x1ce\x1df\x1eg\x85h\u2028i\u2029j",
+    "tabs and NUL": "a\tb\x00c\x1b[31md\x7f",
+    "only line breaks": "\n\n\r\n",
+    "nothing": "",
+    "lone surrogates": "a \ud83d dog \udc80",
+    "directions": "\u202eabc\u2066 de\u2069 \ufeff\u200ffg",
+    "emoji": "A dog \U0001f469\u200d\U0001f469\u200d\U0001f466 ❤\ufe0f",
+    "marks on nothing": "\u0301" * 50,
+    "right to left": "שלום\nكلب يجري",
+}
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS.values(), ids=ODD_TEXTS)
+@pytest.mark.parametrize("fonts", ["of this machine", "that refuse controls"])
+def test_any_text_is_laid_out_and_drawn(monkeypatch, fonts, text):
+    if fonts == "that refuse controls":
+        monkeypatch.setattr(lettering, "_fonts", lambda size: [StrictFont(size)])
+    drawn, font = choose_lettering(text, 15)
+    draw = ImageDraw.Draw(Image.new("RGB", (200, 20)))
+    for line in wrap_text(drawn, font, 200, 7):
+        draw.text((0, 0), line, font=font)
+
+
+any_text = st.text(st.characters(), max_size=60) | st.text(
+    st.sampled_from("ab 一\n\r\t\x00\x85\u2028\u2029\ud800\u202e")
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(any_text, st.integers(20, 200), st.integers(1, 7))
+@example("\n", 20, 1)
+def test_lines_of_any_text_fit_their_width_and_number(text, width, max_lines):
+    font = StrictFont(15)
+    lines = wrap_text(text, font, width, max_lines)
+    assert 1 <= len(lines) <= max_lines
+    assert all(font.getlength(line) <= width or len(line) == 1 for line in lines)
+
+
+def test_a_line_break_of_the_text_breaks_the_line_on_the_sheet():
+    font = ImageFont.load_default(15)
+    assert wrap_text("A dog.\n\n\tIt runs.\u2029End", font, 200, 7) == ["A dog.", "It runs.", "End"]
+    assert wrap_text("A dog.\nIt runs.\nEnd", font, 200, 2) == ["A dog.", "It runs.…"]
+
+
+@pytest.mark.parametrize("unit", ["x", "word ", "狗", "a\u0301", "line\n", "\u200d", "\x00"])
+def test_a_text_of_100_000_characters_is_laid_out_at_once(unit):
+    began = time.monotonic()
+    text, font = choose_lettering(unit * (100_000 // len(unit)), 15)
+    assert len(wrap_text(text, font, 300, 7)) <= 7
+    assert time.monotonic() - began < 2

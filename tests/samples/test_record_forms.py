@@ -1,15 +1,28 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from qwen_vl_lora.samples.record_forms import read_record
+from docs.blocks import shown_under
+from qwen_vl_lora.parameters import ColumnsParameters
+from qwen_vl_lora.samples import record_forms
+from qwen_vl_lora.samples.record_forms import RecordReader
 from qwen_vl_lora.samples.records import RowError, Turn
+from qwen_vl_lora.samples.references import Place
+from qwen_vl_lora.samples.source import Reading
+from qwen_vl_lora.samples.sources import CaptionsFile
 
 FOLDER = Path("/data/mine")
 A, B = FOLDER / "a.jpg", FOLDER / "b.jpg"
 ANSWER = Turn("assistant", "A dog.")
+
+
+def read_record(record, row: int, folder: Path) -> tuple:
+    """Id, images and turns of a record that is one sample."""
+    (sample,) = RecordReader(Place(folder)).read(record, row)
+    return sample.id, sample.images, sample.turns
 
 
 def gpt(**keys) -> dict:
@@ -142,17 +155,16 @@ def test_the_columns_of_a_csv_may_come_as_json(key):
     assert read_record({key: "a.jpg", "caption": "A dog.", "image_id": 391895}, 7, FOLDER)[0] == "391895"
 
 
+def test_a_named_caption_is_one_even_beside_a_question():
+    record = {"image": "a.jpg", "question": "Describe it.", "answer": ["A dog.", "One dog."]}
+    reading = Reading(ColumnsParameters(caption="answer"))
+    samples = RecordReader(Place(FOLDER), reading).read(record, 1)
+    assert [sample.turns for sample in samples] == [(ANSWER,), (Turn("assistant", "One dog."),)]
+
+
 def test_a_caption_may_come_without_a_question():
     record = {"messages": [{"role": "assistant", "content": "A dog."}], "images": ["a.jpg"]}
     assert read_record(record, 1, FOLDER) == ("a.jpg", (A,), (ANSWER,))
-
-
-def test_a_slot_in_an_answer_takes_no_image():
-    record = gpt(image="a.jpg")
-    record["conversations"][1]["value"] = "The tag <image>."
-    _, images, turns = read_record(record, 1, FOLDER)
-    assert images == (A,)
-    assert turns[1].text == "The tag <image>."
 
 
 @pytest.mark.parametrize(
@@ -163,7 +175,7 @@ def test_a_slot_in_an_answer_takes_no_image():
         ("malformed_row", {"messages": "text"}),
         ("malformed_row", {"messages": []}),
         ("missing_key", {}),
-        ("missing_key", {"image": "a.jpg", "text": "A dog."}),
+        ("missing_key", {"image": "a.jpg", "note": "A dog."}),
         ("missing_key", {"caption": "A dog."}),
         ("empty_caption", {"image": "a.jpg", "caption": None}),
         ("malformed_row", {"image": "a.jpg", "caption": 7}),
@@ -172,19 +184,20 @@ def test_a_slot_in_an_answer_takes_no_image():
         ("malformed_row", {"query": "What?", "response": "A dog.", "history": "none"}),
         ("missing_key", {"messages": [{"role": "user"}]}),
         ("missing_key", {"messages": ["text"]}),
-        ("wrong_roles", {"messages": [{"role": "tool", "content": "x"}]}),
+        ("wrong_roles", {"messages": [{"role": "narrator", "content": "x"}]}),
+        ("unsupported_content", {"messages": [{"role": "tool", "content": "x"}]}),
         ("wrong_roles", {"messages": [{"role": ["user"], "content": "x"}]}),
         ("empty_caption", {"messages": [{"role": "assistant", "content": None}]}),
         ("empty_caption", {"messages": [{"role": "assistant", "content": float("nan")}]}),
         ("malformed_row", {"messages": [{"role": "assistant", "content": 7}]}),
-        ("malformed_row", messages([{"type": "video", "video": "a.mp4"}])),
-        ("malformed_row", {**messages("<video>What?"), "videos": ["a.mp4"]}),
-        ("malformed_row", {**messages("<audio>What?"), "audio": "a.wav"}),
+        ("unsupported_content", messages([{"type": "video", "video": "a.mp4"}])),
+        ("unsupported_content", {**messages("<video>What?"), "videos": ["a.mp4"]}),
+        ("unsupported_content", {**messages("<audio>What?"), "audio": "a.wav"}),
         ("malformed_row", messages([{"type": "text"}])),
         ("malformed_row", messages(["text"])),
         ("malformed_row", {"messages": [{"role": "assistant", "content": [{"type": "image", "image": "a.jpg"}]}]}),
         ("malformed_row", messages("<image>", images=[7])),
-        ("malformed_row", messages("<image>", images={"url": None})),
+        ("missing_image", messages("<image>", images={"url": None})),
         ("bad_id", gpt(id=1.5, image="a.jpg")),
         ("bad_id", gpt(id=True, image="a.jpg")),
         ("url_not_allowed", gpt(image="https://example.org/a.jpg")),
@@ -196,3 +209,25 @@ def test_records_in_no_form_are_rejected_with_their_reason(reason, record):
     with pytest.raises(RowError) as fault:
         read_record(record, 1, FOLDER)
     assert fault.value.reason == reason
+
+
+def test_a_form_made_as_contributing_says_is_read_through_the_usual_door(tmp_path, monkeypatch):
+    function, rewrites = shown_under("Add a form of captions")
+    names = dict(vars(record_forms))
+    exec(function + rewrites, names)
+    (tmp_path / "a.jpg").touch()
+    record = {"pic": "a.jpg", "dialog": ["What is it?", "A dog.", "Where?", "On grass."], "mood": "calm"}
+    file = tmp_path / "dialogs.jsonl"
+    file.write_text(f"{json.dumps(record)}\n{json.dumps({**record, 'bbox': [1, 2, 3, 4]})}\n", encoding="utf-8")
+    assert [row.reason for row in CaptionsFile(file)] == ["missing_key", "missing_key"]
+    monkeypatch.setattr(record_forms, "REWRITES", names["REWRITES"])
+    sample, rejected = CaptionsFile(file)
+    assert sample.images == (tmp_path / "a.jpg",)
+    assert [(turn.role, turn.text) for turn in sample.turns] == [
+        ("user", "<image>What is it?"),
+        ("assistant", "A dog."),
+        ("user", "Where?"),
+        ("assistant", "On grass."),
+    ]
+    assert sample.ignored == ("mood",)
+    assert rejected.reason == "unsupported_content"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen_vl_lora.samples.records import RowError
-from qwen_vl_lora.samples.references import id_from_reference, resolve_reference
+from qwen_vl_lora.samples.records import Address, RowError
+from qwen_vl_lora.samples.references import Place, id_from_reference
 
 FOLDER = Path("/data/mine")
 
@@ -26,12 +26,42 @@ FOLDER = Path("/data/mine")
     ],
 )
 def test_paths_are_relative_to_the_file_unless_absolute(reference, path):
-    assert resolve_reference(reference, FOLDER) == Path(path)
+    assert Place(FOLDER).resolve(reference) == Path(path)
 
 
 def test_the_bytes_of_a_data_uri_are_the_image():
     uri = "data:image/png;base64," + base64.b64encode(b"PNG").decode()
-    assert resolve_reference(uri, FOLDER) == b"PNG"
+    assert Place(FOLDER).resolve(uri) == b"PNG"
+
+
+JPEG = base64.b64encode(b"\xff\xd8\xff\xe0" + bytes(range(60))).decode()
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        JPEG,
+        {"bytes": base64.b64decode(JPEG), "path": None},
+        {"bytes": JPEG, "path": "a.jpg"},
+        {"type": "base64", "media_type": "image/jpeg", "data": JPEG},
+        {"url": f"data:image/jpeg;base64,{JPEG}", "detail": "low"},
+        {"source": {"type": "base64", "data": JPEG}},
+    ],
+)
+def test_bytes_come_in_any_wrapping(reference):
+    assert Place(FOLDER).resolve(reference) == base64.b64decode(JPEG)
+
+
+def test_an_address_is_read_only_where_it_was_asked_for():
+    assert Place(FOLDER, read_addresses=True).resolve("https://e.org/a.jpg") == Address("https://e.org/a.jpg")
+    with pytest.raises(RowError, match="image.allow_urls: true and list the hosts in image.url_hosts"):
+        Place(FOLDER).resolve("https://e.org/a.jpg")
+
+
+def test_a_message_never_holds_a_whole_picture():
+    with pytest.raises(RowError) as fault:
+        Place(FOLDER).resolve({"unknown": JPEG * 1000})
+    assert len(str(fault.value)) < 400
 
 
 @pytest.mark.parametrize(
@@ -50,7 +80,7 @@ def test_the_bytes_of_a_data_uri_are_the_image():
 )
 def test_other_references_are_rejected(reason, reference):
     with pytest.raises(RowError) as fault:
-        resolve_reference(reference, FOLDER)
+        Place(FOLDER).resolve(reference)
     assert fault.value.reason == reason
 
 

@@ -16,7 +16,7 @@ from qwen_vl_lora.parameters import SplitParameters
 from qwen_vl_lora.samples.collection import collect
 from qwen_vl_lora.samples.conversations import build_conversations
 from qwen_vl_lora.samples.records import Rejection, SourceSample, Turn
-from qwen_vl_lora.samples.sources import CaptionsFile, CocoCaptions
+from qwen_vl_lora.samples.sources import CaptionsFile
 from qwen_vl_lora.samples.splitting import split_conversations
 from samples.pictures import (
     captions_parameters,
@@ -47,7 +47,7 @@ def test_a_csv_written_by_pandas_is_read(tmp_path):
     table.to_csv(tmp_path / "captions.csv")  # with pandas' own index column
     rows = list(CaptionsFile(tmp_path / "captions.csv"))
     assert rows == [
-        SourceSample(number, name, (tmp_path / name,), (Turn("assistant", text),))
+        SourceSample(number, name, (tmp_path / name,), (Turn("assistant", text),), id_is_given=False)
         for number, (name, text) in enumerate(CAPTIONS, start=1)
     ]
 
@@ -99,19 +99,23 @@ def test_a_cell_of_a_million_characters_is_one_row(tmp_path):
 @pytest.mark.parametrize(
     ("message", "content"),
     [
-        (r"needs the column caption exactly once; its first line has: image_path, text", "image_path,text\na.jpg,x\n"),
-        (r"needs the column image_path and the column caption", "image_path|caption\na.jpg|x\n"),
-        (r"needs the column caption exactly once", "image_path,caption,caption\na,b,c\n"),
-        (r"line 3: unexpected end of data.*never closed", 'image_path,caption\na.jpg,"A dog\nb.jpg,A cat\n'),
+        (
+            r"needs a column for a caption \(caption\); its first line has: image_path, note",
+            "image_path,note\na.jpg,x\n",
+        ),
+        (r"needs a column for a picture \(image_path\) and one for a caption", "a.jpg:A dog.\nb.jpg:x\n"),
+        (r"The column `caption` occurs 2 times", "image_path,caption,caption\na,b,c\n"),
+        (r"line 3: unexpected end of data.*unclosed quote", 'image_path,caption\na.jpg,"A dog\nb.jpg,A cat\n'),
         (r"is empty", ""),
         (r"is empty", "\ufeff \n"),
         (r"is UTF-16", "image_path,caption\n".encode("utf-16")),
-        (r"is a picture; give the file of captions", jpeg()),
-        (r"is an Excel workbook or another zip archive; save the sheet as CSV", b"PK\x03\x04\x14\x00"),
+        (r"is a picture; give the captions file", jpeg()),
+        (r"is a zip archive; unpack it", b"PK\x03\x04\x14\x00"),
         (r"is an old Excel workbook", b"\xd0\xcf\x11\xe0\xa1\xb1"),
-        (r"is a Parquet file; write it as CSV", b"PAR1\x15\x04"),
-        (r"is compressed with gzip; unpack it", gzip.compress(b"image_path,caption\n", mtime=0)),
-        (r"is no UTF-8 text: it begins with", b"\x00\x01\x02"),
+        (r"is a damaged gzip file", gzip.compress(b"image_path,caption\na.jpg,A dog.\n", mtime=0)[:-9]),
+        (r"is a Git LFS pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"),
+        (r"is an HTML page", b"<!DOCTYPE html><html></html>"),
+        (r"is not UTF-8 text: it begins with", b"\x00\x01\x02"),
     ],
 )
 def test_a_csv_that_cannot_be_read_as_a_whole_stops(tmp_path, message, content):
@@ -149,15 +153,32 @@ def test_a_bad_record_of_a_list_is_rejected_alone(tmp_path):
     assert rows[1].image_id == "y"
 
 
+@pytest.mark.parametrize("depth", [101, 900, 200_000])
+@pytest.mark.parametrize("form", ["[{}, {}, {}]", "{}\n{}\n{}"])
+def test_a_record_nested_without_end_is_rejected_by_its_row_and_the_others_are_kept(tmp_path, form, depth):
+    good = json.dumps({"id": "x", "image": "a.jpg", "conversations": [{"from": "gpt", "value": "A dog."}]})
+    deep = '{"id": "y", "messages": ' + "[" * depth + "]" * depth + "}"
+    rows = rows_of(tmp_path / "c.json", form.replace("{}", "%s") % (good, deep, good))
+    assert outcomes(rows) == ["A dog.", "malformed_row", "A dog."]
+    assert [row.row for row in rows] == [1, 2, 3]
+
+
+def test_a_coco_file_nested_without_end_is_refused_in_words(tmp_path):
+    write(tmp_path / "c.json", b'{"images": [], "annotations": ' + b"[" * 200_000 + b"]" * 200_000 + b"}")
+    with pytest.raises(DataFormatError, match="c.json is nested more than 100 levels deep"):
+        list(CaptionsFile(tmp_path / "c.json", tmp_path))
+
+
 @pytest.mark.parametrize(
     ("message", "content"),
     [
-        ("is no valid JSON", '[{"id": 1}'),
-        ("is no valid JSON", "[" * 100_000),
+        ("is not valid JSON", '[{"id": 1}'),
+        ("is not valid JSON.*contains comments", '[ // mine\n{"id": 1}]'),
+        ("is not valid JSON", "[" * 100_000),
         ("is not UTF-8 at byte 2", b'["\xe9"]'),
-        ("is an official COCO file.*CocoCaptionsDataset", '{"images": [], "annotations": []}'),
-        ("is an official COCO file", '{\n "images": [],\n "annotations": []\n}'),
-        ("holds one JSON object", '{\n "a": 1\n}'),
+        ("looks like a COCO file, but needs the lists", '{"annotations": 7, "images": []}'),
+        ("contains one JSON object with the keys a, which is not a known form", '{\n "a": 1\n}'),
+        ("is LLaMA-Factory's dataset_info.json", '{"mine": {"file_name": "mine.json", "formatting": "sharegpt"}}'),
     ],
 )
 def test_a_json_file_that_cannot_be_read_as_a_whole_stops(tmp_path, message, content):
@@ -166,27 +187,28 @@ def test_a_json_file_that_cannot_be_read_as_a_whole_stops(tmp_path, message, con
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(MissingArtifactError, match=r"none\.csv is not there"):
+    with pytest.raises(MissingArtifactError, match=r"not found: .*none\.csv"):
         list(CaptionsFile(tmp_path / "none.csv"))
-    with pytest.raises(MissingArtifactError, match=r"is a folder.*Name the file in it"):
+    with pytest.raises(MissingArtifactError, match=r"is a folder.*Give a file in it"):
         list(CaptionsFile(tmp_path))
     write(tmp_path / "mine.csv", b"")
-    with pytest.raises(MissingArtifactError, match=r"is a folder.*In it lie: mine\.csv"):
+    with pytest.raises(MissingArtifactError, match=r"is a folder.*It contains mine\.csv"):
         list(CaptionsFile(tmp_path))
 
 
 # --- COCO ------------------------------------------------------------------------------------
 
 
-def coco(folder: Path, annotations: list) -> CocoCaptions:
+def coco(folder: Path, annotations: list) -> CaptionsFile:
     tree = {"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}], "annotations": annotations}
     (folder / "train2014").mkdir(exist_ok=True)
-    return CocoCaptions(write(folder / "annotations" / "c.json", json.dumps(tree).encode()), folder / "train2014")
+    return CaptionsFile(write(folder / "annotations" / "c.json", json.dumps(tree).encode()), folder / "train2014")
 
 
 def test_coco_files_give_a_row_per_annotation(tmp_path):
     rows = list(coco(tmp_path, [{"image_id": 2, "caption": " A cat.\n"}, {"image_id": 1, "caption": "A dog."}]))
-    assert rows[0] == SourceSample(1, "2", (tmp_path / "train2014" / "b.jpg",), (Turn("assistant", " A cat.\n"),))
+    caption = (Turn("assistant", " A cat.\n"),)
+    assert rows[0] == SourceSample(1, "2", (tmp_path / "train2014" / "b.jpg",), caption, form="coco")
     assert rows[1].id == "1"
 
 
@@ -198,7 +220,8 @@ def test_coco_files_give_a_row_per_annotation(tmp_path):
         ("missing_image", {"image_id": 9, "caption": "A dog."}),
         ("empty_caption", {"image_id": 1, "caption": None}),
         ("empty_caption", {"image_id": 1, "caption": float("nan")}),
-        ("malformed_row", {"image_id": 1, "caption": ["A dog."]}),
+        ("malformed_row", {"image_id": 1, "caption": [7]}),
+        ("rejected_by_source", {"image_id": 1, "caption": "A dog.", "is_rejected": True}),
         ("malformed_row", {"image_id": [1], "caption": "A dog."}),
     ],
 )
@@ -207,18 +230,18 @@ def test_bad_annotations_are_rejected_with_their_reason(tmp_path, reason, annota
 
 
 def test_coco_without_its_folder_or_lists_stops(tmp_path):
-    source = coco(tmp_path, [])
+    source = coco(tmp_path, [{"image_id": 1, "caption": "A dog."}])
+    with pytest.raises(MissingArtifactError, match=r"a.jpg not found.*image_folder=path/to/train2014"):
+        list(CaptionsFile(source.file))
     source.image_folder.rmdir()
-    with pytest.raises(MissingArtifactError, match=r"The folder of COCO pictures .* is not there"):
+    with pytest.raises(MissingArtifactError, match=r"Folder of pictures not found: .*"):
         list(source)
-    with pytest.raises(DataFormatError, match="it needs the lists `images` and `annotations`"):
-        list(CocoCaptions(write(tmp_path / "c.json", b"[]"), tmp_path))
 
 
 # --- every source alike ----------------------------------------------------------------------
 
 
-def sources_of_the_same_data(folder: Path) -> dict[str, CaptionsFile | CocoCaptions]:
+def sources_of_the_same_data(folder: Path) -> dict[str, CaptionsFile]:
     """Ten pictures with two captions each, in every form. Where a form must ask, it asks `COCO Yes:`."""
     pairs = [(f"{seed:02}.jpg", f"Caption {turn} of picture {seed}.") for seed in range(10) for turn in range(2)]
     for seed in range(10):
@@ -272,7 +295,7 @@ def sources_of_the_same_data(folder: Path) -> dict[str, CaptionsFile | CocoCapti
     write(folder / "annotations.json", json.dumps(tree).encode())
     names = ["c.csv", *(f"{name}.json" for name in forms), *(f"{name}.jsonl" for name in lines)]
     return {name: CaptionsFile(pictures / name) for name in names} | {
-        "coco": CocoCaptions(folder / "annotations.json", pictures)
+        "coco": CaptionsFile(folder / "annotations.json", pictures)
     }
 
 
@@ -356,8 +379,8 @@ def test_any_content_is_read_row_by_row_or_refused(tmp_path, content):
     file = write(tmp_path / "c.any", content)
     with contextlib.suppress(QwenVLLoraError):
         rows = list(CaptionsFile(file))
-        numbers = [row.row for row in rows]
-        assert numbers == list(range(1, len(rows) + 1))
+        numbers = sorted({row.row for row in rows})
+        assert numbers == list(range(1, len(numbers) + 1))
         collected = collect(
             rows, workspace_folder(tmp_path), captions_parameters(), image_parameters(), quarantine_parameters()
         )
@@ -369,7 +392,9 @@ def test_any_content_is_read_row_by_row_or_refused(tmp_path, content):
 def test_any_coco_file_is_read_row_by_row_or_refused(tmp_path, tree):
     file = write(tmp_path / "c.json", json.dumps(tree).encode())
     with contextlib.suppress(QwenVLLoraError):
-        assert len(list(CocoCaptions(file, tmp_path))) == len(tree["annotations"])
+        rows = list(CaptionsFile(file, tmp_path))
+        if isinstance(tree, dict) and isinstance(tree.get("annotations"), list):
+            assert {row.row for row in rows} == set(range(1, len(tree["annotations"]) + 1))
 
 
 def test_cut_and_flipped_files_are_read_row_by_row_or_refused(tmp_path):

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_vl_lora.exceptions import DataFormatError
@@ -15,7 +15,9 @@ from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
 from qwen_vl_lora.samples.splitting import choose_sides, connect, split_conversations, summarize
 
 
-def split_of(test_images: int = 4, validation_images: int = 0, seed: int = 42) -> SplitParameters:
+def split_of(
+    test_images: int | float | str = 4, validation_images: int | float | str = 0, seed: int = 42
+) -> SplitParameters:
     return SplitParameters(test_images=test_images, validation_images=validation_images, seed=seed)
 
 
@@ -96,7 +98,7 @@ def test_text_only_conversations_train():
 def test_too_few_images_are_an_error_with_both_numbers(num_images):
     shas = FIVE_HUNDRED[:num_images]
     records = [conversation(number, sha) for number, sha in enumerate(shas)]
-    with pytest.raises(DataFormatError, match=rf"split\.test_images: 4 .* hold {num_images} different images"):
+    with pytest.raises(DataFormatError, match=rf"split\.test_images: 4 .* have {num_images} different pictures"):
         split_conversations(records, store(shas), split_of(test_images=4, validation_images=1))
 
 
@@ -106,8 +108,84 @@ def test_a_number_that_groups_cannot_reach_is_an_error():
         choose_sides(pairs, split_of(test_images=3))
 
 
+@pytest.mark.parametrize(
+    ("num_images", "test", "validation", "expected"),
+    [
+        (1000, "10% up to 64", "5%", (886, 50, 64)),
+        (500, "10% up to 64", "5%", (425, 25, 50)),
+        (100, 0.1, 0.05, (85, 5, 10)),
+        (100, "2.5%", 3, (95, 3, 2)),
+        (2, "10% up to 64", 0, (1, 0, 1)),
+        (3, "10% up to 64", "5%", (1, 1, 1)),
+        (9, "90%", 0, (1, 0, 8)),
+    ],
+)
+def test_a_share_holds_out_its_part_of_the_pictures_and_one_at_least(num_images, test, validation, expected):
+    shas = [f"{number:04x}" for number in range(num_images)]
+    records = [conversation(number, sha) for number, sha in enumerate(shas * 2)]
+    summary = split_conversations(records, store(shas), split_of(test, validation)).summary
+    assert tuple(summary["images"][side] for side in ("train", "validation", "test")) == expected
+    assert summary["samples"] == {side: 2 * count for side, count in summary["images"].items()}
+
+
+def test_the_resolved_split_is_said_in_one_line(caplog):
+    shas = FIVE_HUNDRED[:20]
+    with caplog.at_level("INFO"):
+        split_conversations([conversation(n, sha) for n, sha in enumerate(shas)], store(shas), split_of("10% up to 64"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 of 20 pictures are held out for test, 0 for validation "
+        "(split.test_images: 10% up to 64, validation_images: 0)."
+    ]
+
+
+@pytest.mark.parametrize(("num_images", "test", "validation"), [(0, "10%", 0), (1, "10%", 0), (2, "10%", "5%")])
+def test_too_few_pictures_for_a_share_are_told_how_to_train_on_all(num_images, test, validation):
+    records = [conversation(number, sha) for number, sha in enumerate(FIVE_HUNDRED[:num_images])] or [conversation(0)]
+    images = store(FIVE_HUNDRED[:num_images])
+    advice = r'kedro run --pipelines data_engineering,training --params "split\.test_images=0[,"]'
+    with pytest.raises(DataFormatError, match=advice):
+        split_conversations(records, images, split_of(test, validation))
+    split = split_conversations(records, images, split_of(0, 0))  # the advice
+    assert (split.train, split.validation, split.test) == (records, [], [])
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_a_share_of_pictures_that_hang_together_takes_what_can_be_reached(size):
+    groups = [tuple(f"{group}-{number}" for number in range(size)) for group in range(6)]
+    sides = choose_sides(groups, split_of("5%"))
+    assert sum(side == "test" for side in sides.values()) == size
+
+
+def test_a_share_that_would_pass_its_limit_or_leave_nothing_is_an_error_with_advice():
+    groups = [("a1", "a2", "a3"), ("b1", "b2", "b3")]
+    advice = r"Set split\.test_images to 0 or another number; with .* kedro run --pipelines data_engineering,training\."
+    with pytest.raises(DataFormatError, match=advice):
+        choose_sides(groups, split_of("10% up to 2"))
+    with pytest.raises(DataFormatError, match=r"split\.test_images: 1 cannot be reached exactly, only 0"):
+        choose_sides(groups[:1], split_of("10%"))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=3), min_size=1, max_size=9),
+    st.integers(1, 99),
+    st.integers(1, 8) | st.none(),
+)
+def test_a_share_keeps_its_limit_and_leaves_something_to_train_on_or_is_refused(pictures, percent, limit):
+    share = f"{percent}%" if limit is None else f"{percent}% up to {limit}"
+    try:
+        sides = choose_sides(pictures, split_of(share))
+    except DataFormatError:
+        return
+    counts = [sum(side == wanted for side in sides.values()) for wanted in ("train", "test")]
+    assert min(counts) >= 1
+    assert limit is None or counts[1] <= limit
+    for shas in pictures:
+        assert len({sides[sha] for sha in shas}) == 1
+
+
 def test_an_overlap_stops_the_run():
-    with pytest.raises(DataFormatError, match=r"stands on two sides of the split: .*'train_test': 1"):
+    with pytest.raises(DataFormatError, match=r"is on two sides of the split: .*'train_test': 1"):
         summarize(["train", "test"], [("aa",), ("aa",)], store(["aa"]), split_of())
 
 

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pandas as pd
 import pytest
 
+from qwen_vl_lora.samples import lettering, statistics
 from qwen_vl_lora.samples.collection import collect
+from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.records import SourceSample, Turn
-from qwen_vl_lora.samples.statistics import MAX_BARS, SHEET_COLUMNS, THUMBNAIL_SIDE, describe_captions
+from qwen_vl_lora.samples.statistics import (
+    MAX_BARS,
+    SHEET_COLUMNS,
+    THUMBNAIL_SIDE,
+    describe_captions,
+    draw_sheet,
+)
+from samples.fonts import StrictFont
 from samples.pictures import captions_parameters, image_parameters, jpeg, quarantine_parameters, workspace_folder
 
 
@@ -20,7 +30,7 @@ def described(project, captions: list[tuple[int, str]]):
     collected = collect(
         source, workspace_folder(project), captions_parameters(), image_parameters(), quarantine_parameters()
     )
-    return describe_captions(collected.caption_table, collected.images)
+    return describe_captions(collected.caption_table, collected.images, collected.summary)
 
 
 def test_numbers_count_rows_images_and_lengths(tmp_path):
@@ -58,15 +68,46 @@ def test_no_captions_at_all_are_described_too(tmp_path):
         image_parameters(),
         quarantine_parameters(),
     ).images
-    description = describe_captions(table, images)
+    description = describe_captions(table, images, {})
     assert description.statistics["rows"] == description.statistics["images"] == 0
     assert description.statistics["words"] == {}
 
 
 def test_a_caption_that_pandas_takes_for_missing_counts_as_empty(tmp_path):
     source = [SourceSample(1, "a", (jpeg(),), (Turn("assistant", "null"),))]
-    collected = collect(
-        source, workspace_folder(tmp_path), captions_parameters(), image_parameters(), quarantine_parameters()
-    )
+    kept = captions_parameters(nothing_words="keep")
+    collected = collect(source, workspace_folder(tmp_path), kept, image_parameters(), quarantine_parameters())
     table = collected.caption_table.assign(caption=[None])
-    assert describe_captions(table, collected.images).statistics["characters"]["p50"] == 0
+    assert describe_captions(table, collected.images, collected.summary).statistics["characters"]["p50"] == 0
+
+
+@pytest.mark.parametrize("fonts", ["of this machine", "that refuse controls"])
+def test_captions_whose_line_breaks_are_kept_are_shown(tmp_path, monkeypatch, fonts):
+    if fonts == "that refuse controls":
+        monkeypatch.setattr(lettering, "_fonts", lambda size: [StrictFont(size)])
+    kept = captions_parameters(collapse_whitespace=False)
+    source = [
+        SourceSample(row, str(row), (jpeg(row),), (Turn("assistant", text),))
+        for row, text in enumerate(["A dog.\n\nIt runs.", "A\tcat\x0b\x0cor two.", "One\r\nTwo\u2029Three"])
+    ]
+    collected = collect(source, workspace_folder(tmp_path), kept, image_parameters(), quarantine_parameters())
+    assert describe_captions(collected.caption_table, collected.images, collected.summary).statistics["rows"] == 3
+    captions = {image.sha256: "A dog.\n\nIt runs.\t\x00" for image in collected.images}  # as inference writes them
+    assert draw_sheet(captions, collected.images).width > THUMBNAIL_SIDE
+
+
+def test_a_picture_that_is_gone_costs_its_field_and_one_line(tmp_path, monkeypatch, caplog):
+    source = [SourceSample(row, str(row), (jpeg(row),), (Turn("assistant", "A dog."),)) for row in range(2)]
+    images = collect(
+        source, workspace_folder(tmp_path), captions_parameters(), image_parameters(), quarantine_parameters()
+    ).images
+
+    def fail(self, sha256):
+        raise FileNotFoundError(sha256)
+
+    monkeypatch.setattr(ImageStore, "open", fail)
+    with caplog.at_level(logging.WARNING):
+        sheet = draw_sheet({}, images)
+    assert "#{:02x}{:02x}{:02x}".format(*sheet.getpixel((80, 80))) == statistics.EMPTY
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("2 parts of the contact sheet could not be drawn")

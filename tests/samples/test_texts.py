@@ -12,7 +12,36 @@ from qwen_vl_lora.samples.texts import (
     printable,
     spreadsheet_cell,
     text_of_cell,
+    texts_of_cell,
 )
+
+
+@pytest.mark.parametrize("end", ["\v", "\f", "\x85", "\u2028", "\u2029", "\x1d"])
+def test_what_ends_a_line_or_page_never_glues_two_words(end):
+    assert clean_text(f"A dog{end}runs.", collapse_whitespace=True) == "A dog runs."
+    assert clean_text(f"A dog{end}runs.", collapse_whitespace=False) == "A dog\nruns."
+
+
+@pytest.mark.parametrize(
+    ("cell", "texts"),
+    [
+        ("['A dog.', 'Two cats.']", ("A dog.", "Two cats.")),
+        ('["A dog.", "It\'s a cat."]', ("A dog.", "It's a cat.")),
+        ("('A dog.', 'Two cats.')", ("A dog.", "Two cats.")),
+        ("['A dog.' 'Two cats.']", ("A dog.", "Two cats.")),
+        ("['A dog.'\n \"It's a cat.\"]", ("A dog.", "It's a cat.")),
+        (' ["A dog."] ', ("A dog.",)),
+        ("[A dog]", None),
+        ("(a dog)", None),
+        ("[1, 2]", None),
+        ("[]", None),
+        ("['A dog.', None]", None),
+        ("[" * 1000 + "]" * 1000, None),
+        ("__import__('os')", None),
+    ],
+)
+def test_a_list_written_into_a_cell_is_its_texts(cell, texts):
+    assert texts_of_cell(cell) == texts
 
 
 def test_whitespace_collapses_only_when_asked():

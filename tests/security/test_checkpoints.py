@@ -1,7 +1,7 @@
 """A pickle planted in a checkpoint is not run when training goes on.
 
-The seal stops whoever cannot write it anew; `weights_only`, which transformers sets, stops the others. To see the tests
-fail, make `_fault` in tuning/checkpoints.py return None, or wrap `torch.load` so that `weights_only` is False. Of
+The seal stops whoever cannot write it anew; `weights_only` stops the others. To see the tests
+fail, make `_fault` in training/checkpoints.py return None, or wrap `torch.load` so that `weights_only` is False. Of
 training_args.bin, which is never loaded, there is no defence to take away.
 """
 
@@ -11,26 +11,26 @@ import pickle
 
 import pytest
 
-from qwen_vl_lora.tuning.checkpoints import seal
-from qwen_vl_lora.tuning.trainer import CaptionTrainer
+from qwen_vl_lora.training.checkpoints import seal
+from qwen_vl_lora.training.loop import TrainingLoop
 
-PICKLES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin")
+PICKLES = ("optimizer.pt", "random_numbers-0.pt")
 
 
 @pytest.fixture
 def interrupted(run, once, project, monkeypatch):
     """A training that was stopped after its first checkpoint; the checkpoint's folder."""
-    step = CaptionTrainer.training_step
+    step = TrainingLoop.compute_gradients
 
     def stop_at_the_third(self, *arguments):
-        if self.state.global_step == 2:
+        if self.state.step == 2:
             raise KeyboardInterrupt
         return step(self, *arguments)
 
     def make():
         run("data_engineering")
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(CaptionTrainer, "training_step", stop_at_the_third)
+            patch.setattr(TrainingLoop, "compute_gradients", stop_at_the_third)
             run("training")
 
     once("interrupted", make)
@@ -47,7 +47,7 @@ def test_a_planted_pickle_breaks_the_seal_and_training_starts_afresh(interrupted
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("name", PICKLES)
 def test_a_planted_pickle_under_a_new_seal_is_refused_unread(interrupted, run, malicious_pickle, trace, name):
     malicious_pickle(interrupted / name)
     (interrupted / "files.json").unlink()

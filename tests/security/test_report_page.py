@@ -1,6 +1,6 @@
 """Whatever texts reach the report, the page has the tags of a harmless one: `build_report` from end to end.
 
-Fails when `autoescape=True` is taken out of scoring/report.py, or `| safe` put behind any value of report.html.
+Fails when `autoescape=True` is taken out of evaluation/report.py, or `| safe` put behind any value of report.html.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import json
 import pandas as pd
 import pytest
 
-from qwen_vl_lora.modeling.adapter import RECORD_FILE, Adapter
+from evaluation.test_report import Page
+from qwen_vl_lora.evaluation.metrics import score_predictions
+from qwen_vl_lora.model.adapter import Adapter
 from qwen_vl_lora.parameters import ScoringParameters
 from qwen_vl_lora.pipelines.evaluation.nodes import build_report
-from qwen_vl_lora.scoring.metrics import score_predictions
-from scoring.test_report import Page
+from tiny_adapters import LORA, SHA256, adapter_record, write_record
 
 HARMLESS = "a dog"
 ATTACKS = [
@@ -68,20 +69,22 @@ def page_of(text: str, folder) -> tuple[str, Page]:
         table, ScoringParameters(tokenizer="ptb", bootstrap_samples=5, seed=0, settings_from="parameters")
     )
     settings = {text: {text: [text, {text: text}]}}
-    record = {
-        "base_model": {"name": text, "fingerprint": text},
-        "lora": {"r": text, "lora_alpha": text, "lora_dropout": text, "target_modules": [text]},
-        "training": {"trainable_parameters": text, **settings},
-        "data": {"train_conversations": {"samples": text}, "validation_conversations": {"samples": text}, **settings},
-        "run": {"id": text, "recipe": text, "read": settings},
-        "vision": text,
-        **dict.fromkeys(["prompt", "image", "generation", "training_args"], settings),
-        "max_length": text,
-        "rows": text,
-    }
+    split = {"sha256": text, "samples": 1, **settings}
+    record = adapter_record(
+        base_model={"name": text, "revision": text, "fingerprint": SHA256},
+        lora={**LORA.model_dump(), "target_modules": [text], **settings},
+        prompt={"user": text, "system": text, "override": False, **settings},
+        training={"trainable_parameters": 1, **settings},
+        training_args={"bf16": False, "fp16": False, **settings},
+        data={"train_conversations": split, "validation_conversations": split, **settings},
+        run={"id": text, "recipe": text, "read": {text: {"version": text, **settings}}},
+        rows=text,
+    )
     folder.mkdir()
-    (folder / RECORD_FILE).write_text(json.dumps(record))
-    html, _, _ = build_report(table, {**metrics, "tokenizer": text}, scores, NoImages(), Adapter(folder))
+    write_record(folder, record)
+    summary = {"samples": 1, "rows": 2, "rejected": {text: 1}, "ignored_keys": {text: 1}, "forms": {}, "suspicious": []}
+    statistics = {"collection": summary}
+    html, _, _ = build_report(table, {**metrics, "tokenizer": text}, scores, NoImages(), Adapter(folder), statistics)
     return html, Page(html)
 
 

@@ -83,8 +83,7 @@ def test_processes_are_started_without_a_shell():
 
 
 def test_modules_are_imported_by_name_only_from_a_fixed_list():
-    """Or, in a rank, by what the run wrote into its own folder."""
-    assert {module for module, _ in calls("import_module")} == {"cli.py", "ranks/errors.py", "ranks/working.py"}
+    assert {module for module, _ in calls("import_module")} == {"cli.py"}
 
 
 def test_code_of_a_model_or_dataset_is_trusted_only_where_the_catalog_says_so():
@@ -98,14 +97,14 @@ def test_code_of_a_model_or_dataset_is_trusted_only_where_the_catalog_says_so():
 
 
 def test_adapters_are_loaded_by_one_function():
-    assert {module for module, _ in calls("PeftModel.from_pretrained")} == {"modeling/adapter.py"}
+    assert {module for module, _ in calls("PeftModel.from_pretrained")} == {"model/adapter.py"}
 
 
 def test_html_is_escaped_by_itself():
     environments = calls("jinja2.Environment")
     assert environments
     assert all(constant(arguments, "autoescape") is True for _, arguments in environments)
-    assert "| safe" not in (PACKAGE / "scoring/report.html").read_text("utf-8")
+    assert "| safe" not in (PACKAGE / "evaluation/report.html").read_text("utf-8")
 
 
 def test_configuration_reads_no_environment_and_names_no_python():

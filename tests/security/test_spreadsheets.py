@@ -20,10 +20,10 @@ from pandas.testing import assert_frame_equal
 
 from conftest import PROJECT
 from qwen_vl_lora.datasets.tables import SpreadsheetCSVDataset
+from qwen_vl_lora.evaluation.metrics import score_predictions
+from qwen_vl_lora.evaluation.predictions import COLUMNS
 from qwen_vl_lora.parameters import ScoringParameters
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore, read_manifest, write_manifest
-from qwen_vl_lora.scoring.metrics import score_predictions
-from qwen_vl_lora.scoring.predictions import COLUMNS
 
 FORMULAS = [
     "=1+1",

@@ -1,7 +1,7 @@
 """A whole run, cut off from the network and among planted secrets: it needs none, and none of them is found afterwards.
 
 Fails when a step asks the network (the kernel's answer for `unshare -n`, and a note by Python's audit events) or when
-`mask_text` is taken out of lineage/surroundings.py or recording.py.
+`mask_text` is taken out of runs/surroundings.py or recording.py.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ SECRETS = {
     "SWANLAB_API_KEY": "PLANTEDcccccccccccccccccccc",
     "AWS_SECRET_ACCESS_KEY": "PLANTEDdddddddddddddddddddd",
 }
-REMOTE = "https://somebody:ghp_PLANTEDeeeeeeeeeeeeeeee@example.org/project.git"
-SOURCE = (
-    "https://reader:PLANTEDffffffffffffffff@example.org/captions.csv"  # only named: the default source does not read it
-)
+REMOTE = "https://somebody:tail:after@PLANTED%40eeeeeeeeeeeeeeee@example.org/project.git"
+# Only named: the default source does not read it.
+SOURCE = "https://reader:tail@PLANTEDffffffffffffffff@example.org/captions.csv?sig=PLANTEDgggg%2F"
 NOTE_CONNECTIONS = """
 import os, sys
 def note(event, arguments):
@@ -58,7 +57,6 @@ def finished(tmp_path_factory, base_path):
         prefix=("unshare", "-n"),
         base_model=base_path("qwen2_vl"),
         captions_file=SOURCE,
-        swanlab__mode="offline",  # a key alone would mean online
         **TRAINING_SLICE,
     )
     result = call(command, project, env=environment, timeout=280)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from qwen_vl_lora.parameters import SwanLabParameters
-from qwen_vl_lora.tracking.tracker import Tracker
+from qwen_vl_lora.tracking import tracker as tracking
+from qwen_vl_lora.tracking.swanlab import SwanLabTracker
 from tracking.cloud import KEY, Cloud
 
 
@@ -32,8 +35,8 @@ def cloud(make_cloud, monkeypatch):
 
 
 @pytest.fixture
-def make_tracker(tmp_path):
-    """`make_tracker(mode="online")`; what a test leaves open is ended."""
+def make_tracker(tmp_path, monkeypatch):
+    """`make_tracker(mode="online")`: a run that SwanLab alone is told of; what a test leaves open is ended."""
     made = []
 
     def make(describe=dict, **changes):
@@ -44,9 +47,11 @@ def make_tracker(tmp_path):
             "workspace": None,
             "prediction_images": 2,
         }
-        made.append(Tracker(SwanLabParameters(**{**named, **changes}), tmp_path / "swanlab", describe))
+        monkeypatch.setattr(tracking, "current_run", lambda: SimpleNamespace(outline=describe))
+        settings = SwanLabParameters(**{**named, **changes})
+        made.append(tracking.TrackedRun([SwanLabTracker(settings, tmp_path / "swanlab")]))
         return made[-1]
 
     yield make
     for tracker in made:
-        tracker.finish("aborted")
+        tracker.end("interrupted")

@@ -22,7 +22,7 @@ def picture(shade):
     return Image.new("RGB", (700, 500), (shade, 90, 90))
 
 
-def pictures(number):
+def pictures(number=4):
     return [(picture(40 * place), f"base: a long one {place}\ntuned: short {place}") for place in range(number)]
 
 

@@ -49,7 +49,7 @@ def test_curves_and_pictures_of_a_local_run_are_on_the_board(make_tracker, tmp_p
     tracker = make_tracker(mode="local")
     train(tracker)
     tracker.log_evaluation(METRICS, pictures)
-    tracker.finish("success")
+    tracker.end("finished")
     ask = watch(tmp_path / "swanlab")
     (experiment,) = ask("/project")["experiments"]
     assert (experiment["name"], experiment["status"]) == ("an-experiment", 1)

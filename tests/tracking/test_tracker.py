@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from qwen_vl_lora.tracking import tracker as tracking_tracker
+from qwen_vl_lora.tracking import swanlab
 from tracking.cloud import KEY
 from tracking.runs import METRICS, losses, pictures, records, row, synced, train, wait_for
 
 CLOUD_FAULTS = {
     "errors": r"answers with an error \(500\)",
-    "silent": "gives no answer within 3 s",
+    "silent": "does not answer within 3 s",
     "revoked": r"refuses the key \(401\)",
 }
 
@@ -28,7 +28,7 @@ def folder(tmp_path):
 @pytest.fixture
 def impatient(monkeypatch):
     """Two seconds for the cloud at the end of a run; others below wait the five that users do."""
-    monkeypatch.setattr(tracking_tracker, "CLOUD_SECONDS", 2)
+    monkeypatch.setattr(swanlab, "CLOUD_SECONDS", 2)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def check_whole(run):
 def whole_run(tracker):
     train(tracker)
     tracker.log_evaluation(METRICS, pictures)
-    tracker.finish("success")
+    tracker.end("finished")
 
 
 def describe():
@@ -102,7 +102,7 @@ def whole_run_end(tracker):
     """The end of a run, in time."""
     began = time.monotonic()
     tracker.log_evaluation(METRICS, pictures)
-    tracker.finish("success")
+    tracker.end("finished")
     assert time.monotonic() - began < 10
 
 
@@ -162,7 +162,7 @@ def test_what_the_cloud_missed_can_be_sent_to_the_same_run(make_tracker, folder,
 def test_a_training_that_goes_on_finds_its_run_again(make_tracker, folder, cloud):
     first = make_tracker(describe, mode="online")
     train(first, range(1, 7))
-    first.finish("aborted", "Ctrl-C")
+    first.end("interrupted", "Ctrl-C")
     assert cloud.run.state == "ABORTED"
     assert cloud.run.logs == ["Ctrl-C"]
     whole_run(make_tracker(describe, mode="online"))
@@ -177,21 +177,15 @@ def test_another_training_is_another_run(make_tracker, folder):
     for throughput in (10.0, 10.1):
         tracker = make_tracker()
         tracker.log_row({**row(1, 0.5), "samples_per_second": throughput})
-        tracker.finish("success")
+        tracker.end("finished")
     one, two = records(folder)
     assert one.name[-21:] != two.name[-21:]
 
 
 def test_nothing_logged_is_no_run(make_tracker, folder):
     tracker = make_tracker()
-    tracker.warm_up()
-    tracker.finish("success")
+    tracker.end("finished")
     assert not records(folder)
-
-
-def test_disabled_starts_and_writes_nothing(make_tracker, folder):
-    whole_run(make_tracker(mode="disabled"))
-    assert not folder.exists()
 
 
 def test_variables_of_older_tutorials_do_not_end_the_run(make_tracker, cloud, monkeypatch, caplog):
@@ -200,9 +194,7 @@ def test_variables_of_older_tutorials_do_not_end_the_run(make_tracker, cloud, mo
     whole_run(make_tracker(describe, mode="online"))
     check_whole(cloud.run)
     assert cloud.project == "a-project"
-    assert warnings(caplog) == [
-        "SWANLAB_MODE, SWANLAB_PROJECT in the environment: not used, the swanlab block says it."
-    ]
+    assert warnings(caplog) == ["SWANLAB_MODE, SWANLAB_PROJECT in the environment: ignored, the swanlab block has it."]
 
 
 def test_settings_of_the_working_directory_do_not_reach_the_run(make_tracker, folder, tmp_path, monkeypatch, caplog):
@@ -219,7 +211,7 @@ def test_a_swanlab_that_cannot_start_costs_one_line(make_tracker, tmp_path, monk
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     whole_run(make_tracker())
     (said,) = warnings(caplog)
-    assert "SwanLab has no whole record of this run: SwanLab cannot be imported: ImportError: a broken" in said
+    assert "SwanLab has no complete record of this run: SwanLab cannot be imported: ImportError: a broken" in said
 
 
 def test_a_folder_that_cannot_be_made_costs_one_line(make_tracker, folder, caplog):
@@ -227,7 +219,7 @@ def test_a_folder_that_cannot_be_made_costs_one_line(make_tracker, folder, caplo
     folder.write_text("a file where the folder should be")
     whole_run(make_tracker())
     (said,) = warnings(caplog)
-    assert "SwanLab records no more of this run (FileExistsError" in said
+    assert "SwanLab stopped recording this run (FileExistsError" in said
 
 
 def test_pictures_are_thumbnails(make_tracker, cloud):
@@ -245,12 +237,13 @@ PROCESS = """
 import os, signal, sys
 from pathlib import Path
 from qwen_vl_lora.parameters import SwanLabParameters
-from qwen_vl_lora.tracking.tracker import Tracker
+from qwen_vl_lora.tracking.swanlab import SwanLabTracker
+from qwen_vl_lora.tracking.tracker import TrackedRun
 sys.path.insert(0, {tests!r})
 from tracking.runs import train
 
 named = dict(project="p", experiment_name="e", workspace=None, prediction_images=0)
-tracker = Tracker(SwanLabParameters(mode={mode!r}, **named), Path("swanlab"), dict)
+tracker = TrackedRun([SwanLabTracker(SwanLabParameters(mode={mode!r}, **named), Path("swanlab"))])
 train(tracker)
 {ending}
 """
@@ -276,8 +269,9 @@ def test_a_killed_run_keeps_what_it_logged_and_is_marked(tmp_path, cloud, make_c
 def test_a_sigterm_to_all_processes_leaves_the_record_to_the_run(make_tracker, folder, make_cloud):
     tracker = make_tracker(describe)
     train(tracker, range(1, 7))
-    for writer in tracker._writers.values():
-        wait_for(lambda writer=writer: writer.answers or writer.exchange(0.05))
+    (told,) = tracker._trackers
+    for writer in told._writers.values():
+        wait_for(lambda writer=writer: writer.answer or writer.exchange(0.05))
         writer._process.terminate()
     train(tracker, range(7, 13))
     whole_run_end(tracker)
@@ -319,7 +313,7 @@ def test_no_secret_is_stored_or_sent(make_tracker, folder, cloud):
     tracker = make_tracker(tell_all, mode="online", experiment_name=f"of {SECRETS[0]}")
     train(tracker)
     tracker.log_evaluation(METRICS, pictures)
-    tracker.finish("crashed", f"failed with password={SECRETS[1]} and {SECRETS[2]}")
+    tracker.end("failed", f"failed with password={SECRETS[1]} and {SECRETS[2]}")
     stored = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
     sent = b"".join(cloud.received)
     assert cloud.run.state == "CRASHED"

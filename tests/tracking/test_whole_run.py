@@ -39,6 +39,7 @@ def train(project, base, cloud=None, pipelines="training", **parameters):
     environment = {**os.environ, "SWANLAB_PROJECT": "qwen"}  # as the tutorials set it
     if cloud is not None:
         environment |= {"SWANLAB_API_HOST": cloud.address, "SWANLAB_API_KEY": KEY}
+        parameters = {"swanlab__mode": "online", **parameters}
     began = time.monotonic()
     command = kedro_run(pipelines, base_model=base, **TRAINING_SLICE, **parameters)
     result = call(command, project, env=environment)

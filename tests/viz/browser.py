@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.server
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 FLAGS = (
     "--headless",
@@ -32,6 +35,12 @@ FLAGS = (
 def chromium() -> str | None:
     """Path of the browser, or None."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+needs_chromium = pytest.mark.skipif(
+    chromium() is None and not os.environ.get("CI"), reason="Chromium is not installed: apt-get install chromium"
+)
+"""Skips a test on a machine without a browser; where CI is set, the test runs and fails."""
 
 
 class Page:
@@ -73,6 +82,18 @@ class Page:
     def screenshot(self, file: Path) -> None:
         file.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
 
+    def pdf(self) -> bytes:
+        """The page as it is printed."""
+        return base64.b64decode(self._call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)["data"])
+
+    def download_to(self, folder: Path) -> None:
+        """Let the page save files into a folder."""
+        self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
+    def prefer(self, scheme: str) -> None:
+        """Show pages in the `light` or the `dark` scheme."""
+        self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
     def _call(self, method: str, **params: Any) -> Any:
         self._last += 1
         self._socket.send(json.dumps({"id": self._last, "method": method, "params": params}))
@@ -110,6 +131,20 @@ def open_page(profile: Path) -> Iterator[Page]:
     finally:
         browser.terminate()
         browser.wait(timeout=20)
+
+
+def findings_of_axe(page: Page, file: Path) -> list[str]:
+    """What axe-core, whose path is in AXE_CORE, finds wrong with a page: on a desk and a phone, light and dark."""
+    script = Path(os.environ["AXE_CORE"]).read_text(encoding="utf-8")
+    found = []
+    for width, scheme in ((1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")):
+        page.prefer(scheme)
+        page.open(file.as_uri(), width=width)
+        page.wait_for("document.readyState == 'complete'")
+        page.js(f"{script}; 0")
+        told = "axe.run().then(result => result.violations.map(one => one.id + ' ' + one.nodes[0].target))"
+        found += [f"{width} {scheme}: {finding}" for finding in page.js(told)]
+    return found
 
 
 def _debugging_port(profile: Path, browser: subprocess.Popen[bytes]) -> int:

@@ -6,22 +6,25 @@ import sys
 
 import pytest
 
-from viz.browser import chromium, open_page
+from viz.browser import needs_chromium, open_page
 from viz.conftest import get, viz_server
 
 pytest.importorskip("kedro_viz")
 pytest.importorskip("websockets")
-browser = pytest.mark.skipif(chromium() is None, reason="Chromium is not installed: apt-get install chromium")
 
 PREVIEWS = {
     "images": "TablePreview",
     "samples": "JSONPreview",
     "caption_table": "TablePreview",
+    "rejected_samples": "TablePreview",
+    "rejected_pictures": "JSONPreview",
+    "collection_summary": "JSONPreview",
     "conversations": "JSONPreview",
     "train_conversations": "JSONPreview",
     "split_summary": "JSONPreview",
     "caption_statistics": "JSONPreview",
     "caption_length_plot": "PlotlyPreview",
+    "data_page": "HTMLPreview",
     "image_sheet": "ImagePreview",
     "base_model": "TablePreview",
     "adapter": "TablePreview",
@@ -59,7 +62,7 @@ def test_all_pipelines_are_there(viz):
 
 def test_every_node_has_a_sentence_and_its_pipelines_tag(nodes):
     tasks = [node for node in nodes.values() if node["type"] == "task"]
-    assert len(tasks) == 10
+    assert len(tasks) == 11
     for task in tasks:
         assert task["preview"]["content"].endswith("."), task["name"]
         assert {"data_engineering", "training", "evaluation"} & set(task["tags"]), task["name"]
@@ -90,7 +93,7 @@ def test_the_committed_styles_are_used(nodes):
     assert nodes["train_adapter"]["node_extras"]["styles"]["themes"].keys() == {"light", "dark"}
 
 
-@browser
+@needs_chromium
 def test_the_graph_shows_and_every_preview_opens_without_error_or_request_outside(viz, nodes, tmp_path):
     with open_page(tmp_path / "profile") as page:
         hints_off = {"KedroViz": json.dumps({"showFeatureHints": False})}

@@ -1,4 +1,4 @@
-"""`qwen-vl-lora plan`: what a training will take, in seconds and without a GPU."""
+"""`qwen-vl-lora plan`: estimate the cost of a training in seconds, without a GPU."""
 
 from __future__ import annotations
 
@@ -9,35 +9,43 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_vl_lora.console import keep_stdout_for_results, split_params
+from qwen_vl_lora.commands import completion
 from qwen_vl_lora.faults import shown_bytes
+from qwen_vl_lora.session.console import keep_stdout_for_results, say, terminal
+from qwen_vl_lora.session.given_parameters import split_params
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qwen_vl_lora.tuning.plan import Plan, Spread
+    from qwen_vl_lora.training.plan import Plan, Spread
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:gi?b)?", re.IGNORECASE)
 
 
 class GpuMemory(click.ParamType):
-    """Bytes of `24GB`; cards are sold by powers of two, whatever their unit is called."""
+    """Bytes of a size such as `24GB`. GPU memory is sold in powers of two, so GB and GiB both mean 2**30 bytes."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         match = _SIZE.fullmatch(str(value).strip())
         if match is None:
-            self.fail(f"{value!r} is no size; write 24GB", param, ctx)
+            self.fail(f"{value!r} is not a size; use e.g. 24GB", param, ctx)
         return round(float(match[1]) * 2**30)
 
 
 @click.command()
-@click.option("--env", "-e", default=None, help="Recipe (a folder of conf/), as in `kedro run --env`.")
+@click.option(
+    "--env",
+    "-e",
+    default=None,
+    shell_complete=completion.environments,
+    help="Recipe (a folder of conf/), as in `kedro run --env`.",
+)
 @click.option("--params", default="", callback=split_params, help="As in `kedro run --params`.")
-@click.option("--gpu-memory", type=GpuMemory(), metavar="24GB", help="Say what will not fit in this.")
-@click.option("--samples-per-second", type=click.FloatRange(min=0, min_open=True), help="Throughput to plan time with.")
-@click.option("--from-source", is_flag=True, help="Read the source again, even where data_engineering has run.")
+@click.option("--gpu-memory", type=GpuMemory(), metavar="24GB", help="Show what does not fit in this much memory.")
+@click.option("--samples-per-second", type=click.FloatRange(min=0, min_open=True), help="Throughput for the estimate.")
+@click.option("--from-source", is_flag=True, help="Read the source even if data_engineering has run.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, sizes in bytes.")
 def plan(
     env: str | None,
@@ -49,15 +57,16 @@ def plan(
 ) -> None:
     """Show what a training will take: samples, steps, tokens, disk, GPU memory and time.
 
-    Nothing is downloaded, computed on a GPU or written. Data are those of the newest data_engineering
-    run, else the source itself; time needs a throughput, stated or measured by an earlier training.
+    Nothing is downloaded, computed on a GPU or written. The data come from the newest data_engineering run or,
+    without one, from the source. The time estimate needs a throughput: given, or measured by an earlier training.
     """
     keep_stdout_for_results()
     from kedro.framework.session import KedroSession
 
     from qwen_vl_lora.parameters import validate_parameters
-    from qwen_vl_lora.planning import find_base, find_data, find_speed
-    from qwen_vl_lora.tuning.plan import make_plan
+    from qwen_vl_lora.session.planning import find_base, find_data, find_speed
+    from qwen_vl_lora.session.sound_settings import refuse_tiny_settings, stated_keys
+    from qwen_vl_lora.training.plan import make_plan
 
     with KedroSession.create(env=env, runtime_params=params) as session:
         assert isinstance(session, KedroSession)
@@ -65,25 +74,25 @@ def plan(
         parameters = validate_parameters(dict(context.params))
         data = find_data(context, parameters, from_source=from_source)
         speed = find_speed(context.catalog, samples_per_second)
-        made = make_plan(find_base(context.catalog), data, parameters, gpu_memory, speed)
+        base = find_base(context.catalog)
+        refuse_tiny_settings(base.name, base.geometry.parameters, parameters, stated_keys(context))
+        made = make_plan(base, data, parameters, gpu_memory, speed)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(made), indent=1, ensure_ascii=False))
+        say(json.dumps(dataclasses.asdict(made), indent=1))
         return
-    from rich.console import Console
-
-    console = Console(markup=False)
+    console = terminal()
     console.print(_facts_table(made), _memory_table(made))
     for line in _remarks(made):
-        console.print(f"• {line}", highlight=False)
+        console.print(f"• {line}")
 
 
 def _facts_table(made: Plan) -> Table:
     from rich.table import Table
 
-    about = " (estimated: the tokenizer is not here)" if made.tokens_are_estimated else ""
+    about = " (estimated: the tokenizer is not on this machine)" if made.tokens_are_estimated else ""
     samples = made.samples
     rows = [
-        ("base model", f"{made.base}, {'on this machine' if made.base_is_here else 'not here yet'}"),
+        ("base model", f"{made.base}, {'on this machine' if made.base_is_here else 'not on this machine'}"),
         ("to download", shown_bytes(made.download) if made.download else "nothing for the base"),
         ("data", made.data),
         ("samples", f"{samples['train']} train, {samples['validation']} validation, {samples['test']} test"),
@@ -97,7 +106,9 @@ def _facts_table(made: Plan) -> Table:
         ("trainable parameters", f"{made.trainable_parameters:,}"),
         ("training time", _time(made)),
     ]
-    table = Table("plan", "", title_justify="left", show_header=False)
+    table = Table(show_header=False)
+    for _ in ("name", "value"):
+        table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value)
     return table
@@ -109,7 +120,7 @@ def _memory_table(made: Plan) -> Table:
     limit = f" of {shown_bytes(made.gpu_memory)}" if made.gpu_memory else ""
     table = Table(title=f"GPU memory by captions of one forward pass, {made.dtype}, estimated", title_justify="left")
     for heading in ("captions", "tokens", "allocated", f"needed{limit}", ""):
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, justify="right" if heading else "left", overflow="fold")
     for need in made.memory:
         verdict = {True: "fits", False: "does not fit", None: ""}[need.fits]
         mark = " ← configured" if need.is_configured else ""
@@ -154,4 +165,4 @@ def _time(made: Plan) -> str:
         f"{made.seconds:.0f} s" if minutes < 3 else f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.1f} h"
     )
     speed = f"{made.speed.samples_per_second:g} samples/s ({made.speed.source})"
-    return f"{shown} at {speed}; encoding and evaluation not in it"
+    return f"{shown} at {speed}; without encoding and evaluation"

@@ -1,4 +1,4 @@
-"""`qwen-vl-lora report`: the before/after page of several runs side by side."""
+"""`qwen-vl-lora report`: one before/after page for several runs."""
 
 from __future__ import annotations
 
@@ -9,47 +9,49 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_vl_lora.console import project_folder
+from qwen_vl_lora.commands import completion
 from qwen_vl_lora.exceptions import MissingArtifactError
-from qwen_vl_lora.lineage.listing import differing_keys, setting
-from qwen_vl_lora.lineage.records import Record, find_record
+from qwen_vl_lora.runs.listing import differing_keys, setting
+from qwen_vl_lora.runs.records import REPORTING, Record, find_record
+from qwen_vl_lora.session.console import project_folder, say
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from qwen_vl_lora.scoring.report import ReportRun
+    from qwen_vl_lora.evaluation.report import ReportRun
 
-DEFAULT_PAGE = Path("data/08_reporting/runs_side_by_side.html")
+DEFAULT_PAGE = Path(REPORTING, "runs_side_by_side.html")
 _SCORED = ("predictions", "caption_metrics", "caption_scores")
-_NEEDED = (*_SCORED, "adapter", "images")
+_NEEDED = (*_SCORED, "adapter", "images", "caption_statistics")
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN…")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN…", shell_complete=completion.runs)
 @click.option(
     "--output",
     "-o",
     type=click.Path(path_type=Path, dir_okay=False),
     default=DEFAULT_PAGE,
     show_default=True,
-    help="Where the page is written; an older one is replaced.",
+    help="Output file; an existing file is replaced.",
 )
 def report(runs: tuple[str, ...], output: Path) -> None:
     """Write one page that shows each RUN's captions and metrics side by side.
 
-    A run is named by its id, its folder, or `latest`; it must have gone through evaluation. Pictures and base
-    captions are those of the first. What the runs were set to differently stands beside each.
+    Name a run by its id, its folder, or `latest` (the newest with predictions); it must have completed evaluation.
+    Pictures and base captions are those of the first run. Parameters that differ are shown beside each run.
     """
-    from qwen_vl_lora.lineage.storage import write_whole
-    from qwen_vl_lora.scoring.report import render_report
+    from qwen_vl_lora.evaluation.report import render_report
+    from qwen_vl_lora.runs.storage import write_whole
 
     project = project_folder()
     output = project / output if output == DEFAULT_PAGE else output
-    records = list({record.folder: record for record in (find_record(project, run) for run in runs)}.values())
+    records = list({record.folder: record for record in (_find(project, run) for run in runs)}.values())
     versions = [evaluated_versions(record) for record in records]
     catalogs = [_catalog(record, chosen) for record, chosen in zip(records, versions, strict=True)]
     keys = differing_keys(records)
-    shown = [_load(catalog, record, keys) for catalog, record in zip(catalogs, records, strict=True)]
+    read = zip(catalogs, records, versions, strict=True)
+    shown = [_load(catalog, record, keys, chosen) for catalog, record, chosen in read]
     images = catalogs[0]["images"].load()
 
     def open_image(path: str) -> Image.Image:
@@ -58,17 +60,28 @@ def report(runs: tuple[str, ...], output: Path) -> None:
 
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, render_report(shown, open_image))
-    click.echo(output)
+    say(str(output))
+
+
+def _find(project: Path, run: str) -> Record:
+    record = find_record(project, run, _is_evaluated)
+    if run == "latest":
+        say(f"latest: run {record.id} of recipe {record.recipe}, the newest with predictions", err=True)
+    return record
+
+
+def _is_evaluated(record: Record) -> bool:
+    return set(_SCORED) <= record.complete_versions().keys()
 
 
 def evaluated_versions(record: Record) -> dict[str, str]:
-    """The versions of what a run's page needs: what it wrote itself, and what it read.
+    """Return the versions of the datasets that the page of a run needs: those it wrote and those it read.
 
     Raises:
-        MissingArtifactError: if the run did not go through evaluation.
+        MissingArtifactError: if the run did not complete evaluation.
     """
     versions = {**record.read_versions(), **record.complete_versions()}
-    if not set(_SCORED) <= record.complete_versions().keys():
+    if not _is_evaluated(record):
         raise MissingArtifactError(
             f"Run {record.id} ({', '.join(record.facts.get('pipelines', []))}, {record.outcome}) wrote no predictions "
             "and metrics. Name a run of the evaluation pipeline; `qwen-vl-lora runs` shows which have metrics."
@@ -77,7 +90,7 @@ def evaluated_versions(record: Record) -> dict[str, str]:
 
 
 def _catalog(record: Record, versions: Mapping[str, str]) -> Any:
-    """The catalog of the run's own recipe, each artifact in the run's version."""
+    """Return the catalog of the run's recipe with each artifact at the run's version."""
     from kedro.framework.session import KedroSession
 
     with KedroSession.create(env=record.facts.get("env"), runtime_params={"recipe": record.recipe}) as session:
@@ -85,12 +98,13 @@ def _catalog(record: Record, versions: Mapping[str, str]) -> Any:
         return session.load_context()._get_catalog(load_versions=dict(versions))
 
 
-def _load(catalog: Any, record: Record, keys: Sequence[str]) -> ReportRun:
-    from qwen_vl_lora.scoring.facts import facts_of
-    from qwen_vl_lora.scoring.report import ReportRun
+def _load(catalog: Any, record: Record, keys: Sequence[str], versions: Mapping[str, str]) -> ReportRun:
+    from qwen_vl_lora.evaluation.facts import facts_of
+    from qwen_vl_lora.evaluation.report import ReportRun
 
     predictions, metrics, scores = (catalog[name].load() for name in _SCORED)
-    facts = facts_of(catalog["adapter"].load(), metrics["num_images"])
+    statistics = catalog["caption_statistics"].load() if "caption_statistics" in versions else {}
+    facts = facts_of(catalog["adapter"].load(), metrics["num_images"], statistics)
     differences = {key: setting(record, key) for key in keys}
     facts = replace(facts, name=f"{record.recipe} {record.id}", differences=differences)
     return ReportRun(facts, predictions, scores, metrics)

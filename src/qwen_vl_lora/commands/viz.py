@@ -1,32 +1,39 @@
-"""`qwen-vl-lora viz`: Kedro-Viz in a page that asks nothing of any other host."""
+"""`qwen-vl-lora viz`: Kedro-Viz in a page that contacts no other host."""
 
 from __future__ import annotations
 
+import logging
 import re
 import webbrowser
 from typing import Any
 
 import click
 
-from qwen_vl_lora.console import project_folder
+from qwen_vl_lora.commands import completion
+from qwen_vl_lora.commands.local_pages import HOST, LocalPages
 from qwen_vl_lora.exceptions import MissingArtifactError
+from qwen_vl_lora.session.console import project_folder, say
 
-HOST = "127.0.0.1"
-
-# Fonts that Kedro-Viz's page links to; the system's own letters stand in for them.
+# Fonts that the page of Kedro-Viz links to. The browser falls back to system fonts.
 _OUTSIDE_LINK = re.compile(rb"<link\b[^>]*\bhref=\"https?://[^>]*>", re.DOTALL)
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(1024, 65535), default=4141, show_default=True, help="On this machine only.")
-@click.option("--env", "-e", default=None, help="Recipe (a folder of conf/), as in `kedro run --env`.")
-@click.option("--lite", is_flag=True, help="Import none of the project's code: works where torch is not installed.")
+@click.option("--port", type=click.IntRange(1024, 65535), default=4141, show_default=True, help="Port on this machine.")
+@click.option(
+    "--env",
+    "-e",
+    default=None,
+    shell_complete=completion.environments,
+    help="Recipe (a folder of conf/), as in `kedro run --env`.",
+)
+@click.option("--lite", is_flag=True, help="Do not import the project's code; works without torch.")
 @click.option("--browser/--no-browser", default=True, help="Open the page.")
 def viz(port: int, env: str | None, lite: bool, browser: bool) -> None:
     """Show pipelines and artifacts in the browser.
 
-    The page of `kedro viz`, without the font that it fetches from another host and without its look for a newer
-    version: it works offline and tells nobody that it was opened.
+    Serves the page of `kedro viz` without its remote font and its check for a newer version, so it works offline
+    and contacts no other host. It answers only the browser of this machine, and deploying is disabled.
     """
     try:
         import uvicorn
@@ -37,21 +44,22 @@ def viz(port: int, env: str | None, lite: bool, browser: bool) -> None:
     from kedro.framework.project import PACKAGE_NAME
 
     project = project_folder()
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)  # Kedro-Viz warns of its own deprecations
     load_and_populate_data(project, env=env, package_name=PACKAGE_NAME, is_lite=lite)
     app = apps.create_api_app_from_project(project)
     app.middleware("http")(_keep_to_this_machine)
     address = f"http://{HOST}:{port}/"
-    click.echo(f"Kedro-Viz is at {address} (Ctrl-C ends it)")
+    say(f"Kedro-Viz is at {address} (Ctrl-C to stop)")
     if browser:
         webbrowser.open(address)
-    uvicorn.run(app, host=HOST, port=port, log_level="warning")
+    uvicorn.run(LocalPages(app), host=HOST, port=port, log_level="warning")
 
 
 async def _keep_to_this_machine(request: Any, call_next: Any) -> Any:
     from kedro_viz import __version__
     from starlette.responses import JSONResponse, Response
 
-    if request.url.path == "/api/version":  # Kedro-Viz would ask the package index for the newest
+    if request.url.path == "/api/version":  # Kedro-Viz would query the package index for the newest version
         return JSONResponse({"installed": __version__, "isOutdated": False, "latest": __version__})
     answer = await call_next(request)
     if not answer.headers.get("content-type", "").startswith("text/html"):

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+from kedro_datasets._typing import TablePreview
+
 from qwen_vl_lora.datasets.artifacts import AtomicVersionedDataset
-from qwen_vl_lora.lineage.run import Run, current_run
-from qwen_vl_lora.lineage.surroundings import describe_computing
-from qwen_vl_lora.modeling.adapter import Adapter, note_run
+from qwen_vl_lora.datasets.base_model import fact_table, model_facts
+from qwen_vl_lora.model.adapter import Adapter, note_run
+from qwen_vl_lora.model.base_model import BaseModel
+from qwen_vl_lora.model.model_card import note_metrics, write_adapter_card
+from qwen_vl_lora.runs.run import Run, current_run
+from qwen_vl_lora.runs.storage import move
+from qwen_vl_lora.runs.surroundings import describe_computing
+
+logger = logging.getLogger(__name__)
 
 _FACTS = (
     "recipe",
@@ -39,8 +48,13 @@ class StagedDirectoryDataset(AtomicVersionedDataset):
     ```
     """
 
+    def preview(self) -> TablePreview:
+        """Read from config.json and the weights' headers."""
+        path: Path = self.load()
+        return fact_table(model_facts(BaseModel(name=path.name, path=path)))
+
     def _write(self, data: Path, path: Path) -> None:
-        data.rename(path)
+        move(data, path)
 
     def _read(self, path: Path) -> Any:
         return path
@@ -61,6 +75,52 @@ class AdapterDataset(StagedDirectoryDataset):
     ```
     """
 
+    def check(self) -> None:
+        """Refuse a missing or damaged adapter before any node runs. Reads no weights.
+
+        Raises:
+            MissingArtifactError: if the version, or the record in it, is not there.
+            AdapterError: if a file in it cannot be used.
+        """
+        self._read(self.existing_path()).check_files()
+
+    def preview(self) -> TablePreview:
+        """Base, question, picture size, LoRA, training, and the versions that it was trained on."""
+        adapter = self.load()
+        record, asked = adapter.record, adapter.trained_prompt.questions
+        lora, image, training = (record[key] for key in ("lora", "image", "training"))
+        run = record.get("run", {})
+        size = f"{image['resized_height']} x {image['resized_width']}"
+        limits = f"{image['min_pixels']} to {image['max_pixels']} pixels"
+        facts = {
+            "base model": record["base_model"]["name"],
+            "prompt": asked.texts[0][0] if asked.is_one else asked.shown(),
+            "picture size": size if image["resized_height"] else limits,
+            "LoRA": f"r {lora['r']}, lora_alpha {lora['lora_alpha']}, lora_dropout {lora['lora_dropout']}",
+            "target modules": ", ".join(lora["target_modules"]),
+            "vision tower": record["vision"],
+            **{
+                name.replace("_", " "): value
+                for name, value in training.items()
+                if value is not None and name != "curve"
+            },
+            "run": run.get("id", "none: made outside of a run"),
+            **{
+                f"read: {name}": read["version"]
+                for name, read in sorted(run.get("read", {}).items())
+                if read["version"]
+            },
+        }
+        return fact_table(facts)
+
+    def describe_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write the metrics of an evaluation into the README of the adapter that was evaluated."""
+        path = self.existing_path()
+        try:
+            note_metrics(path, metrics)
+        except OSError as error:  # an adapter of a read-only folder is evaluated too
+            logger.warning("The README of %s was not written: %s.", path, error)
+
     def _read(self, path: Path) -> Adapter:
         return Adapter(path)
 
@@ -68,6 +128,7 @@ class AdapterDataset(StagedDirectoryDataset):
         run = current_run()
         if run is not None:
             note_run(data, made_by(run))
+            write_adapter_card(data)
         super()._write(data, path)
 
 

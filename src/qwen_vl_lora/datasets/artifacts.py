@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import shutil
-import uuid
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,10 @@ from kedro.io import AbstractDataset, AbstractVersionedDataset, DatasetError, Ve
 from kedro.io.core import VersionNotFoundError, parse_dataset_definition
 
 from qwen_vl_lora.exceptions import MissingArtifactError
-from qwen_vl_lora.lineage.storage import make_folder, replace, sync_folder, sync_tree
+from qwen_vl_lora.runs.artifacts import describe_artifact
+from qwen_vl_lora.runs.records import runs_around, sorted_by_making
+from qwen_vl_lora.runs.run import Artifact
+from qwen_vl_lora.runs.storage import make_folder, replace, sync_folder, sync_tree, temporary
 
 
 class AtomicVersionedDataset(AbstractVersionedDataset[Any, Any]):
@@ -76,6 +78,10 @@ class AtomicVersionedDataset(AbstractVersionedDataset[Any, Any]):
             "Run the pipeline that writes it (`kedro registry describe` shows which), or `kedro run` for all."
         )
 
+    def describe_artifact(self, name: str, data: Any, root: Path) -> Artifact:
+        """The line in a run record: version, place below `root` and hashes of what was loaded or saved."""
+        return describe_artifact(name, self.existing_path(), root, self.resolve_load_version())
+
     def pin(self, version: str) -> None:
         """Read this version, unless the run writes one of its own."""
         self._version = Version(version, self._version.save if self._version else None)
@@ -86,8 +92,13 @@ class AtomicVersionedDataset(AbstractVersionedDataset[Any, Any]):
         return self._version.load if self._version else None
 
     def versions(self) -> list[str]:
-        """Versions that are there, newest first by name; empty for an unversioned entry."""
+        """Versions that are there, newest first; empty for an unversioned entry."""
         return self.list_versions(full_path=False) if self._version else []
+
+    def _get_versions(self) -> list[str]:
+        """Kedro sorts by name, which is the clock's word; the order of making is the run records'."""
+        paths = {PurePosixPath(path).parent.name: path for path in super()._get_versions()}
+        return [paths[name] for name in sorted_by_making(paths, runs_around(Path(self._filepath)))]
 
     def resolve_load_version(self) -> str | None:
         """The version this instance wrote, else the pinned one, else the newest."""
@@ -128,11 +139,13 @@ class ArtifactDataset(AtomicVersionedDataset):
         super().__init__(filepath, version, metadata)
         self._config = {"type": dataset} if isinstance(dataset, str) else dict(dataset)
         stock_class, _ = parse_dataset_definition({**self._config, "filepath": filepath})
+        self._fs_args = _utf8(stock_class, self._config.get("fs_args") or {})
         if hasattr(stock_class, "preview"):
             self.preview = self._preview_like(stock_class)
 
     def _stock(self, path: Path) -> AbstractDataset[Any, Any]:
-        return AbstractDataset.from_config("artifact", {**self._config, "filepath": path.as_posix()})
+        texts = {"fs_args": self._fs_args} if self._fs_args else {}
+        return AbstractDataset.from_config("artifact", {**self._config, **texts, "filepath": path.as_posix()})
 
     def _read(self, path: Path) -> Any:
         return self._stock(path).load()
@@ -154,10 +167,22 @@ class ArtifactDataset(AtomicVersionedDataset):
         return {**super()._describe(), "dataset": self._config}
 
 
+def _utf8(stock_class: Any, fs_args: Any) -> dict[str, Any]:
+    """`fs_args` by which a stock dataset's text files are UTF-8, whatever the locale; an encoding in them stays."""
+    defaults = getattr(stock_class, "DEFAULT_FS_ARGS", {})
+    opened = {
+        name: {**defaults.get(name, {}), **fs_args.get(name, {})} for name in ("open_args_load", "open_args_save")
+    }
+    texts = {
+        name: {"encoding": "utf-8", **given} for name, given in opened.items() if "b" not in given.get("mode", "rb")
+    }
+    return {**fs_args, **texts}
+
+
 @contextmanager
 def _staging_folder(filepath: Path) -> Iterator[Path]:
     """A new hidden folder beside `filepath`, where no version glob finds it; gone afterwards."""
-    staging = filepath.parent / f".{filepath.name}.{uuid.uuid4().hex}.partial"
+    staging = temporary(filepath)
     staging.mkdir(parents=True)
     try:
         yield staging

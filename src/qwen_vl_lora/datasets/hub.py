@@ -9,12 +9,12 @@ from typing import Any
 
 from qwen_vl_lora.datasets.sources import SourceDataset
 from qwen_vl_lora.exceptions import DataFormatError
-from qwen_vl_lora.hub.addresses import path_of_address
 from qwen_vl_lora.hub.fetching import Fetcher
 from qwen_vl_lora.hub.repositories import hub_config, parse_repository
 from qwen_vl_lora.hub.tables import HubTable
 from qwen_vl_lora.parameters import ImageParameters
-from qwen_vl_lora.samples.records import Rejection, SourceSample, Turn
+from qwen_vl_lora.samples.records import Address, Reference, Rejection, Row, SourceSample, Turn
+from qwen_vl_lora.samples.source import Source
 from qwen_vl_lora.samples.texts import printable
 
 
@@ -28,7 +28,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class HubCaptions:
+class HubCaptions(Source):
     """The rows of a table as samples, one for each caption. Pictures are fetched when a row is taken."""
 
     table: HubTable
@@ -36,7 +36,11 @@ class HubCaptions:
     image_hosts: tuple[str, ...]
 
     @property
-    def cache_folders(self) -> tuple[Path, ...]:
+    def is_local(self) -> bool:
+        return False
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
         """Where pictures may lie that a table brought along: the client's cache."""
         return (self.table.cache,)
 
@@ -49,11 +53,11 @@ class HubCaptions:
             trusted_origins=[str(hub_config().endpoint)],
         )
 
-    def __iter__(self) -> Iterator[SourceSample | Rejection]:
+    def __iter__(self) -> Iterator[Row]:
         for number, row in enumerate(self.table.rows(self.columns.image), start=1):
             yield self._read(number, row)
 
-    def _read(self, number: int, row: dict[str, Any]) -> SourceSample | Rejection:
+    def _read(self, number: int, row: dict[str, Any]) -> Row:
         missing = [name for name in (self.columns.id, self.columns.caption) if name not in row]
         if missing:
             return Rejection(number, "", "missing_key", f"The row has no {' and no '.join(missing)}.")
@@ -63,7 +67,7 @@ class HubCaptions:
         image = _image_of(row[self.columns.image])
         if image is None:
             return Rejection(number, printable(image_id), "missing_image", "The row holds no picture.")
-        return SourceSample(number, image_id, (image,), (Turn("assistant", caption),))
+        return SourceSample(number, image_id, (image,), (Turn("assistant", caption),), form="coco")
 
 
 class HubCaptionsDataset(SourceDataset):
@@ -113,6 +117,10 @@ class HubCaptionsDataset(SourceDataset):
         """Refuse before any node runs when the hub cannot be reached."""
         self._rows.table.check()
 
+    def needs_network(self) -> bool:
+        """Whether a load, and so a check, asks the hub."""
+        return True
+
     def _exists(self) -> bool:
         return True
 
@@ -121,7 +129,7 @@ class HubCaptionsDataset(SourceDataset):
         return {"dataset": self._dataset, "subset": table.subset, "split": table.split}
 
 
-def _image_of(value: Any) -> bytes | Path | None:
+def _image_of(value: Any) -> Reference | None:
     """A picture as a table stores it: bytes, or the path or address of a file."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -129,4 +137,4 @@ def _image_of(value: Any) -> bytes | Path | None:
         return value
     if not isinstance(value, str) or not value:
         return None
-    return path_of_address(value) if value.lower().startswith(("http://", "https://")) else Path(value)
+    return Address(value) if value.lower().startswith(("http://", "https://")) else Path(value)

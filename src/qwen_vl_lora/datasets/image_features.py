@@ -7,7 +7,9 @@ from typing import Any
 
 from kedro.io import AbstractDataset
 
-from qwen_vl_lora.features.store import FeatureStore, StagedShards
+from qwen_vl_lora.features.store import SHARD_SUFFIX, FeatureStore, StagedShards
+from qwen_vl_lora.runs.artifacts import digest, relative
+from qwen_vl_lora.runs.run import Artifact
 
 
 class ImageFeaturesDataset(AbstractDataset[StagedShards, FeatureStore]):
@@ -35,6 +37,23 @@ class ImageFeaturesDataset(AbstractDataset[StagedShards, FeatureStore]):
 
     def save(self, data: StagedShards) -> None:
         self._store.publish(data)
+
+    def describe_artifact(self, name: str, data: FeatureStore | StagedShards, root: Path) -> Artifact:
+        """The line in a run record: which shards of which keys. How pictures are spread over them says nothing of them.
+
+        Of staged shards those of their key, of the store all.
+        """
+        keys = "*" if isinstance(data, FeatureStore) else data.key.digest if data.key is not None else None
+        shards = [] if keys is None else sorted(self._store.root.glob(f"{keys}/*{SHARD_SUFFIX}"))
+        files = {f"{shard.parent.name}/{shard.name}": shard.stem for shard in shards}
+        return {
+            "version": None,
+            "path": relative(self._store.root, root),
+            "keys": sorted({shard.parent.name for shard in shards}),
+            "sha256": digest(files),
+            "content_sha256": None,
+            "files": files,
+        }
 
     def _exists(self) -> bool:
         return self._store.root.is_dir()

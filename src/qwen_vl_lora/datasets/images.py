@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kedro_datasets._typing import TablePreview
+
 from qwen_vl_lora.datasets.artifacts import AtomicVersionedDataset
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
-from qwen_vl_lora.lineage.storage import sync_files
+from qwen_vl_lora.runs.storage import sync_files
 from qwen_vl_lora.samples.image_store import (
-    FILES_FOLDER,
+    MANIFEST_COLUMNS,
     ImageEntry,
     ImageStore,
+    files_folder,
     publish_files,
     read_manifest,
     write_manifest,
@@ -45,9 +48,8 @@ class ImageStoreDataset(AtomicVersionedDataset):
             raise DataFormatError(f"images: an ImageStore was required, came {type(data).__name__}.")
         if data.published.absolute() != self._files.absolute():
             raise DataFormatError(
-                f"The catalog keeps `images` in {self._files}, but its paths were made for {data.published}, which "
-                "follows from `workspace`. Let both entries name the same recipe: "
-                "data/02_intermediate/<recipe>/images/manifest.csv and data/09_workspace/<recipe>."
+                f"The paths of the pictures name {data.published}, but `images` keeps them in {self._files}. "
+                "Take `workspace` and `images` from one catalog."
             )
         publish_files(data, self._files)
         sync_files(self._files)  # a manifest must not outlive, in a power loss, the pictures that it names
@@ -68,9 +70,15 @@ class ImageStoreDataset(AtomicVersionedDataset):
                 "Run `kedro run --pipeline data_engineering`: it restores them from the source."
             )
 
+    def preview(self, nrows: int = 20) -> TablePreview:
+        """The first `nrows` pictures: id, sha256, path, size."""
+        entries = self.load().entries[:nrows]
+        rows = [[getattr(entry, column) for column in MANIFEST_COLUMNS] for entry in entries]
+        return TablePreview({"index": list(range(len(rows))), "columns": list(MANIFEST_COLUMNS), "data": rows})
+
     def _has(self, entry: ImageEntry) -> bool:
         return (self._files / entry.file_name).is_file()
 
     @property
     def _files(self) -> Path:
-        return Path(self._filepath).parent / FILES_FOLDER
+        return files_folder(Path(self._filepath))

@@ -1,7 +1,7 @@
-"""What Kedro-Viz shows of artifacts for which stock datasets have no preview, or too large a one.
+"""Stock Kedro datasets with a preview, or with a smaller one. They stand behind `ArtifactDataset` in the catalog.
 
-Kedro-Viz picks its renderer from the return annotation of `preview`. The first classes stand behind
-`ArtifactDataset` in the catalog, the others are the project's own datasets with a card.
+Kedro-Viz picks its renderer from the return annotation of `preview`. The project's own datasets have their previews
+themselves; the last lines keep the names that catalogs give them.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
-from collections.abc import Mapping
+from html import escape
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from kedro_datasets._typing import HTMLPreview, ImagePreview, JSONPreview, TablePreview
+from kedro_datasets._typing import HTMLPreview, ImagePreview, JSONPreview
 from kedro_datasets.json import JSONDataset
 from kedro_datasets.pillow import ImageDataset
 from kedro_datasets.text import TextDataset
@@ -22,9 +22,6 @@ from kedro_datasets.text import TextDataset
 from qwen_vl_lora.datasets.adapter import AdapterDataset, StagedDirectoryDataset
 from qwen_vl_lora.datasets.base_model import BaseModelDataset
 from qwen_vl_lora.datasets.images import ImageStoreDataset
-from qwen_vl_lora.modeling.base_model import BaseModel
-from qwen_vl_lora.modeling.fingerprints import stored_tensors
-from qwen_vl_lora.samples.image_store import MANIFEST_COLUMNS
 from qwen_vl_lora.samples.record_files import write_records
 
 PICTURE_SIDE = 1400
@@ -84,7 +81,7 @@ class RecordsDataset(JSONDataset):
 
 
 class ReportDataset(TextDataset):
-    """`text.TextDataset` for the before/after page: the preview holds its headline, metrics and first captions.
+    """`text.TextDataset` for the HTML pages: the preview holds the headline, the figures and the first cards.
 
     ```yaml
     comparison_report:
@@ -104,150 +101,68 @@ class ReportDataset(TextDataset):
 
 
 def excerpt(page: str) -> str:
-    """Headline, metrics and the first cards of the report, as bare markup.
+    """Headline, metrics and the first cards of a page, as bare markup.
 
     Kedro-Viz reads HTML as Markdown too: underscores and asterisks become look-alikes, lines are joined.
     """
-    body = page.partition("<body>")[2]
-    *cards, _ = body.split("</article>")[: NUM_CARDS + 1]
-    shown = "</article>".join([*cards, ""])
-    shown = re.sub(r"<(form|details|dl class=\"entries\")\b.*?</(form|details|dl)>", "", shown, flags=re.DOTALL)
-    shown = re.sub(r"<a class=\"skip\".*?</a>|<td class=\"bars\".*?</td>", "", shown, flags=re.DOTALL)
-    shown = re.sub(r"<span class=\"interval\">(.*?)</span>", r" (\1)", shown, flags=re.DOTALL)
-    shown = re.sub(r" (class|id|role|tabindex|aria-[a-z]+|data-[a-z]+)=\"[^\"]*\"", "", shown)
-    shown = " ".join(shown.split()).replace("_", "\u02cd").replace("*", "\u2217")
-    return shown.replace("<img ", '<img style="max-width: 160px" ')
+    reader = _Excerpt()
+    reader.feed(page.partition("<body>")[2])
+    return " ".join("".join(reader.parts).split())
 
 
-class AdapterCardDataset(AdapterDataset):
-    """An adapter with a card of what made it.
+class _Excerpt(HTMLParser):
+    """Collects the markup that only shows, up to the last card of the excerpt."""
 
-    ```yaml
-    adapter:
-      type: qwen_vl_lora.datasets.previews.AdapterCardDataset
-      filepath: data/06_models/tiny/adapter
-      versioned: true
-    ```
+    _TEXT_TAGS = ("h1", "h2", "h3", "p", "strong", "em", "mark", "code", "dl", "dt", "dd", "br")
+    _TABLE_TAGS = ("table", "thead", "tbody", "tr", "th", "td")
+    _TAGS = frozenset(
+        ("header", "main", "section", "article", "figure", "figcaption", "div", *_TEXT_TAGS, *_TABLE_TAGS)
+    )
+    _LEFT_OUT = frozenset(("script", "style", "dialog", "form", "details", "svg", "footer"))
+    _LEFT_OUT_CLASSES = frozenset(("skip", "bars", "histograms", "entries"))
+    _EMPTY = frozenset(("img", "br", "input", "line", "circle", "polyline", "link", "meta"))
 
-    ```python
-    AdapterCardDataset(filepath="data/06_models/tiny/adapter", version=Version(None, None)).preview()
-    ```
-    """
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self._num_cards = 0
+        self._skipped = 0  # depth inside of an element that is left out
+        self._spans: list[bool] = []  # whether each open span is an interval
 
-    def preview(self) -> TablePreview:
-        """Base, question, picture size, LoRA, training, and the versions that it was trained on."""
-        record = self.load().record
-        lora, image, training = (record[key] for key in ("lora", "image", "training"))
-        run = record.get("run", {})
-        size = f"{image['resized_height']} x {image['resized_width']}"
-        limits = f"{image['min_pixels']} to {image['max_pixels']} pixels"
-        facts = {
-            "base model": record["base_model"]["name"],
-            "prompt": record["prompt"]["user"],
-            "picture size": size if image["resized_height"] else limits,
-            "LoRA": f"r {lora['r']}, lora_alpha {lora['lora_alpha']}, lora_dropout {lora['lora_dropout']}",
-            "target modules": ", ".join(lora["target_modules"]),
-            "vision tower": record["vision"],
-            **{name.replace("_", " "): value for name, value in training.items() if value is not None},
-            "run": run.get("id", "none: made outside of a run"),
-            **{
-                f"read: {name}": read["version"]
-                for name, read in sorted(run.get("read", {}).items())
-                if read["version"]
-            },
-        }
-        return fact_table(facts)
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        is_left_out = tag in self._LEFT_OUT or given.get("class") in self._LEFT_OUT_CLASSES
+        if self._skipped or is_left_out or self._num_cards == NUM_CARDS:
+            self._skipped += tag not in self._EMPTY
+            return
+        if tag == "span":
+            self._spans.append(given.get("class") == "interval")
+            self.parts.append(" (" if self._spans[-1] else "")
+        elif tag == "img":
+            source, alt = escape(given.get("src") or ""), _plain(given.get("alt") or "")
+            self.parts.append(f'<img style="max-width: 160px" src="{source}" alt="{alt}">')
+        elif tag in self._TAGS:
+            self.parts.append(f"<{tag}>")
 
+    def handle_endtag(self, tag: str) -> None:
+        if self._skipped:
+            self._skipped -= tag not in self._EMPTY
+        elif tag == "span":
+            self.parts.append(")" if self._spans.pop() else "")
+        elif tag in self._TAGS:
+            self.parts.append(f"</{tag}>")
+            self._num_cards += tag == "article"
 
-class ImageTableDataset(ImageStoreDataset):
-    """The image store with the first lines of its manifest.
-
-    ```yaml
-    images:
-      type: qwen_vl_lora.datasets.previews.ImageTableDataset
-      filepath: data/02_intermediate/tiny/images/manifest.csv
-      versioned: true
-    ```
-
-    ```python
-    ImageTableDataset(filepath="data/02_intermediate/tiny/images/manifest.csv").preview(nrows=3)
-    ```
-    """
-
-    def preview(self, nrows: int = 20) -> TablePreview:
-        """The first `nrows` pictures: id, sha256, path, size."""
-        entries = self.load().entries[:nrows]
-        rows = [[getattr(entry, column) for column in MANIFEST_COLUMNS] for entry in entries]
-        return TablePreview({"index": list(range(len(rows))), "columns": list(MANIFEST_COLUMNS), "data": rows})
+    def handle_data(self, data: str) -> None:
+        if not self._skipped:
+            self.parts.append(_plain(data))
 
 
-class BaseModelCardDataset(BaseModelDataset):
-    """The base model with a card of its size and shape.
-
-    ```yaml
-    base_model:
-      type: qwen_vl_lora.datasets.previews.BaseModelCardDataset
-      model: data/06_models/tiny_qwen2_vl
-    ```
-
-    ```python
-    BaseModelCardDataset(model="data/06_models/tiny_qwen2_vl").preview()
-    ```
-    """
-
-    def preview(self) -> TablePreview:
-        """Read from config.json and the weights' headers. Downloads nothing: looking must not cost 15 GB."""
-        if not self._exists():
-            return fact_table({**self._describe(), "state": "not here yet; the first run that needs it fetches it"})
-        return fact_table(model_facts(self.load()))
+def _plain(text: str) -> str:
+    return escape(text).replace("_", "\u02cd").replace("*", "\u2217")
 
 
-class ModelDirectoryDataset(StagedDirectoryDataset):
-    """A model directory that a pipeline writes, with the same card.
-
-    ```yaml
-    merged_model:
-      type: qwen_vl_lora.datasets.previews.ModelDirectoryDataset
-      filepath: data/06_models/tiny/merged_model
-      versioned: true
-    ```
-
-    ```python
-    ModelDirectoryDataset(filepath="data/06_models/tiny_qwen2_vl").preview()
-    ```
-    """
-
-    def preview(self) -> TablePreview:
-        """Read from config.json and the weights' headers."""
-        path: Path = self.load()
-        return fact_table(model_facts(BaseModel(name=path.name, path=path)))
-
-
-def model_facts(model: BaseModel) -> dict[str, Any]:
-    """Family, shape and size of a model on disk, without its weights in memory."""
-    text, vision = model.config.get("text_config", model.config), model.config["vision_config"]
-    tensors = [tensor for path in model.weight_files for tensor in stored_tensors(path)]
-    dtypes = sorted({tensor.dtype for tensor in tensors})
-    return {
-        "name": model.name,
-        "revision": model.revision or "none: a plain folder",
-        "family": model.family,
-        "parameters": f"{sum(_count(tensor.shape) for tensor in tensors) / 1e6:,.1f} million",
-        "stored as": f"{', '.join(dtypes)}, {sum(t.stop - t.start for t in tensors) / 2**20:,.1f} MiB",
-        "language model": f"{text['num_hidden_layers']} layers of {text['hidden_size']}",
-        "vision tower": f"{vision['depth']} layers",
-        "vocabulary": f"{text['vocab_size']:,}",
-    }
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size
-
-
-def fact_table(facts: Mapping[str, Any]) -> TablePreview:
-    """Names and values, a row each."""
-    rows = [[name, str(value)] for name, value in facts.items()]
-    return TablePreview({"index": list(range(len(rows))), "columns": ["fact", "value"], "data": rows})
+AdapterCardDataset = AdapterDataset
+BaseModelCardDataset = BaseModelDataset
+ImageTableDataset = ImageStoreDataset
+ModelDirectoryDataset = StagedDirectoryDataset

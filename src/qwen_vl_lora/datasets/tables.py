@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
+from kedro_datasets._typing import TablePreview
 from kedro_datasets.pandas import CSVDataset
 
 from qwen_vl_lora.samples.texts import spreadsheet_cell, text_of_cell
@@ -38,6 +39,13 @@ class SpreadsheetCSVDataset(CSVDataset):
 
     def load(self) -> pd.DataFrame:
         return _map_texts(super().load(), text_of_cell)
+
+    def preview(self, nrows: int = 5) -> TablePreview:
+        """The first `nrows` rows, or a line that says that there is none."""
+        shown: Any = super().preview(nrows)
+        if not shown["data"] and shown["columns"]:
+            shown = {**shown, "index": [0], "data": [["no row", *[""] * (len(shown["columns"]) - 1)]]}
+        return TablePreview(shown)
 
 
 def _map_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:

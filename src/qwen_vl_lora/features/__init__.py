@@ -1,1 +1,1 @@
-"""Stored image features: what the frozen vision tower makes of each picture, computed once."""
+"""Stored image features: the output of the frozen vision tower for each picture, computed once."""

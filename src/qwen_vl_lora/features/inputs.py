@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from qwen_vl_lora.features.key import FeatureKey
 from qwen_vl_lora.features.store import FeatureStore, ImageFeatures
-from qwen_vl_lora.modeling.base_model import BaseModel
-from qwen_vl_lora.modeling.pictures import PictureSizer, pixel_inputs
-from qwen_vl_lora.samples.image_store import ImageStore
+from qwen_vl_lora.model.base_model import BaseModel
+from qwen_vl_lora.model.chat import ChatEncoder
+from qwen_vl_lora.model.families import Family
 
 
 class PictureInputs(Protocol):
@@ -22,43 +22,38 @@ class PictureInputs(Protocol):
 
 @dataclass(frozen=True)
 class StoredPictures:
-    """Pictures as features of the frozen tower, through transformers' own door for them."""
+    """Pictures as stored features of the frozen tower, by transformers' argument `mm_encoder_outputs`."""
 
     features: ImageFeatures
+    family: Family
 
     def __call__(self, names: Sequence[str]) -> dict[str, Any]:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
         if not names:
             return {}
-        output = BaseModelOutputWithPooling(pooler_output=tuple(self.features.get(name) for name in names))
+        output = self.family.tower_output([self.features.get(name) for name in names])
         return {"mm_encoder_outputs": {"image": output}}
 
 
-@dataclass(frozen=True)
-class PixelPictures:
-    """Pictures as pixels, for a tower that is trained."""
+def blanked(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A model's keyword arguments with every picture blank: zeros for its pixels or stored features."""
+    names = {"pixel_values", "mm_encoder_outputs"}
+    return {name: _zeros(value) if name in names else value for name, value in inputs.items()}
 
-    images: ImageStore
-    processor: Any
-    sizer: PictureSizer
 
-    def __call__(self, names: Sequence[str]) -> dict[str, Any]:
-        if not names:
-            return {}
-        return dict(pixel_inputs(self.processor, self.sizer, [self.images.open(name) for name in names]))
+def _zeros(value: Any) -> Any:
+    from transformers.utils.generic import ModelOutput
+
+    if isinstance(value, ModelOutput):
+        return type(value)(**{name: _zeros(part) for name, part in value.items()})
+    if isinstance(value, dict):
+        return {name: _zeros(part) for name, part in value.items()}
+    return tuple(map(_zeros, value)) if isinstance(value, tuple) else value.new_zeros(value.shape)
 
 
 def choose_pictures(
-    vision: str,
-    base_model: BaseModel,
-    store: FeatureStore,
-    images: ImageStore,
-    dtype: str,
-    processor: Any,
-    sizer: PictureSizer,
+    vision: str, base_model: BaseModel, encoder: ChatEncoder, store: FeatureStore, dtype: str
 ) -> PictureInputs:
     """Stored features for a frozen tower, pixels for an adapted one."""
     if vision == "adapted":
-        return PixelPictures(images, processor, sizer)
-    return StoredPictures(store.features(FeatureKey.of(base_model, sizer.image, dtype)))
+        return encoder.pixels
+    return StoredPictures(store.features(FeatureKey.of(base_model, encoder.sizer.image, dtype)), base_model.family)

@@ -1,23 +1,25 @@
-"""Which features are the same features: everything that turns a picture's bytes into numbers."""
+"""The key of stored features: everything that determines a picture's features besides its bytes."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from dataclasses import asdict, dataclass
 
-from qwen_vl_lora.modeling.base_model import BaseModel, digest
+from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.parameters import ImageParameters
+from qwen_vl_lora.runs.artifacts import digest
+from qwen_vl_lora.samples.image_files import DECODING
 
-FORMAT = 1
-"""Raised when what is stored for a picture changes."""
+ONE_TENSOR, STACKED_LEVELS = 1, 2
+"""The stored form of a picture: (image tokens, hidden), or (feature levels, image tokens, hidden)."""
 
-# Resampling, normalisation and the tower's own arithmetic live in these.
+# These implement resampling, normalisation and the tower's arithmetic.
 _LIBRARIES = ("torch", "torchvision", "transformers", "qwen-vl-utils", "pillow")
 
 
 @dataclass(frozen=True)
 class FeatureKey:
-    """One folder of the feature store. Pictures inside are told apart by the sha256 of their bytes."""
+    """The key of one folder in the feature store. Inside, the sha256 of its bytes identifies a picture."""
 
     vision_fingerprint: str
     resized_height: int | None
@@ -26,7 +28,8 @@ class FeatureKey:
     max_pixels: int | None
     dtype: str
     libraries: tuple[str, ...]
-    format: int = FORMAT
+    format: int = ONE_TENSOR
+    decoding: int = DECODING
 
     @classmethod
     def of(cls, base_model: BaseModel, image: ImageParameters, dtype: str) -> FeatureKey:
@@ -38,6 +41,7 @@ class FeatureKey:
             max_pixels=image.max_pixels,
             dtype=dtype,
             libraries=tuple(f"{name}=={importlib.metadata.version(name)}" for name in _LIBRARIES),
+            format=ONE_TENSOR if base_model.geometry.feature_levels == 1 else STACKED_LEVELS,
         )
 
     @property

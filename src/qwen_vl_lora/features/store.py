@@ -1,18 +1,17 @@
 """Stored image features on disk: content-addressed safetensors shards, one folder per key.
 
-`image_features/<key>/key.json` says what the key stands for; `image_features/<key>/<sha256>.safetensors` holds some
-pictures' features, its name being the hash of the file.
+`image_features/<key>/key.json` has the content of the key; `image_features/<key>/<sha256>.safetensors` has the
+features of some pictures, and its name is the hash of the file.
 
 A shard's tensors are named by the sha256 of the picture's bytes, so the shards' headers are the
-index and cannot disagree with it. Shards are only ever added whole, by rename: two runs that encode
-at once at worst store a picture twice.
+index. Shards are added complete, by rename; two runs that encode at once store a picture twice at
+worst.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from qwen_vl_lora.exceptions import MissingArtifactError
 from qwen_vl_lora.features.key import FeatureKey
-from qwen_vl_lora.modeling.fingerprints import file_sha256
+from qwen_vl_lora.runs.storage import file_sha256, move, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -33,11 +32,11 @@ KEY_FILE = "key.json"
 
 @dataclass(frozen=True)
 class StagedShards:
-    """Shards that lie in the workspace, ready to be published under their key.
+    """Shards in the workspace, ready to be published under their key.
 
     Attributes:
-        key: what they were encoded for, or None when features are not stored (`vision: adapted`).
-        paths: shard files, named by their content.
+        key: of their features; None if features are not stored (`vision: adapted`).
+        paths: shard files, named by their hash.
     """
 
     key: FeatureKey | None
@@ -61,10 +60,10 @@ class ImageFeatures:
         return len(self._shard_of)
 
     def get(self, sha256: str) -> torch.Tensor:
-        """Features of one picture: (image tokens, hidden size of the language model), as stored.
+        """Features of one picture in its family's form: ([feature levels,] image tokens, hidden size).
 
         Raises:
-            MissingArtifactError: if the picture was never encoded for this key.
+            MissingArtifactError: if the picture was not encoded for this key.
         """
         from safetensors import safe_open
 
@@ -85,7 +84,7 @@ class ImageFeatures:
 
 
 class FeatureStore:
-    """The folder of all keys: what the `image_features` dataset is."""
+    """The folder of all keys, the value of the `image_features` dataset."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -94,29 +93,26 @@ class FeatureStore:
         return self.root / key.digest
 
     def features(self, key: FeatureKey) -> ImageFeatures:
-        """Everything stored for `key`; empty when nothing is."""
+        """All features stored for `key`; may be empty."""
         return ImageFeatures(self.folder(key))
 
     def drop_damaged(self, key: FeatureKey) -> None:
-        """Remove shards whose bytes are no longer what their name says; they are encoded again."""
+        """Remove shards whose hash differs from their name. Their pictures are encoded again."""
         for path in sorted(self.folder(key).glob(f"*{SHARD_SUFFIX}")):
             if file_sha256(path) != path.stem:
                 logger.warning("Stored features %s are damaged; their pictures are encoded again.", path)
                 path.unlink(missing_ok=True)
 
     def publish(self, staged: StagedShards) -> None:
-        """Move staged shards into the store. A shard that is there already stays."""
+        """Move staged shards into the store."""
         if staged.key is None:
             return
         folder = self.folder(staged.key)
         folder.mkdir(parents=True, exist_ok=True)
-        note = json.dumps(asdict(staged.key), indent=2)
-        partial = folder / f".{KEY_FILE}.{os.getpid()}"
-        partial.write_text(note, encoding="utf-8")
-        partial.replace(folder / KEY_FILE)
+        write_whole(folder / KEY_FILE, json.dumps(asdict(staged.key), indent=2), sync=False)
         for path in staged.paths:
             try:
-                path.replace(folder / path.name)
+                move(path, folder / path.name)
             except FileNotFoundError:  # another run that staged in the same workspace published it first
                 if not (folder / path.name).is_file():
                     raise
@@ -126,7 +122,7 @@ def _tensor_names(path: Path) -> list[str]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:  # "pt" would import torch to read names
             return list(file.keys())
     except (SafetensorError, OSError) as error:
         logger.warning("Stored features %s cannot be read (%s); their pictures are encoded again.", path, error)

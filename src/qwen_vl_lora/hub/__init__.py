@@ -1,1 +1,1 @@
-"""What comes over the network: base models and datasets from ModelScope, pictures by address. Knows no samples."""
+"""Access to the network: base models and data sets from hubs, and pictures by URL. Knows nothing of samples."""

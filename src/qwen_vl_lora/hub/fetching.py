@@ -1,8 +1,8 @@
-"""Pictures by address, fetched so that neither the address nor its server can do harm.
+"""Downloads pictures by URL so that neither the URL nor its server can do harm.
 
-https only, listed hosts only, no private address after the name was resolved, each redirect judged
-like the first address, and the connection goes to the very address that was judged. One deadline
-covers resolving, redirects, retries and reading. Proxies of the environment are not used.
+Only https, only listed hosts, no private address after the name was resolved. Each redirect is checked
+like the first URL, and the connection goes to the address that was checked. One deadline covers
+resolving, redirects, retries and reading. Proxies of the environment are not used.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 _SENT_AS_IT_IS = "!#$%&'()*+,/:;=?@[]|~"
-"""Beside letters and digits; all else is percent-encoded, as browsers do: a request line is ASCII without blanks."""
+"""Allowed besides letters and digits; others are percent-encoded, since a request line is ASCII without blanks."""
 
 
 class FetchError(DataFormatError):
-    """A picture that was not fetched: `refused` by our rules, `too_large`, or `failed` on the way."""
+    """A picture was not fetched: `refused` by the rules above, `too_large`, or `failed` in transfer."""
 
     def __init__(self, kind: Literal["refused", "too_large", "failed"], detail: str) -> None:
         super().__init__(detail)
@@ -45,16 +45,16 @@ class FetchError(DataFormatError):
 
 
 class _PassingFaultError(Exception):
-    """A fault that may pass: a broken connection, or a server that is busy."""
+    """A temporary fault: a broken connection, or a busy server."""
 
 
 def resolve_host(host: str, port: int) -> list[str]:
-    """The addresses of a host, as the system resolves it."""
+    """Return the IP addresses of a host, resolved by the system."""
     return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 def is_public(address: IPAddress) -> bool:
-    """Whether an address belongs to the open internet, also as what it stands for inside IPv6."""
+    """Whether an IP address is public, including an IPv4 address embedded in IPv6."""
     if isinstance(address, ipaddress.IPv6Address):
         if address in _NAT64:
             return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
@@ -65,7 +65,7 @@ def is_public(address: IPAddress) -> bool:
 
 
 class Fetcher:
-    """Fetches pictures from listed hosts. May be used by several threads."""
+    """Fetches pictures from listed hosts. Thread-safe."""
 
     def __init__(
         self,
@@ -78,17 +78,17 @@ class Fetcher:
         allows: Callable[[IPAddress], bool] = is_public,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Take what may be fetched and how long it may take.
+        """Set what may be fetched and the limits for it.
 
         Args:
-            hosts: names that may be asked, `name` for port 443 or `name:port`. `http` addresses on
-                them are asked for by `https`.
+            hosts: allowed hosts, `name` for port 443 or `name:port`. `http` URLs on them are fetched
+                by `https`.
             timeout: seconds for one picture, from resolving its host to its last byte.
-            max_bytes: a longer answer is refused as soon as it is known to be.
-            trusted_origins: `scheme://host:port` of servers that the user named himself, such as the
-                hub: asked as they are, by plain http and in a private network too.
-            resolve, allows, tls: how a host becomes addresses, which of them may be asked, and whose
-                certificates count. The defaults are the rules; a test gives its own loopback server.
+            max_bytes: a longer response is refused as soon as its length is known.
+            trusted_origins: `scheme://host:port` of servers that the user named, such as the hub: used
+                as given, also by plain http and in a private network.
+            resolve, allows, tls: how a host is resolved, which IP addresses are allowed, and which
+                certificates are accepted. The defaults are the rules; tests pass a loopback server.
         """
         self._hosts = frozenset(host.lower() for host in hosts)
         self._timeout = timeout
@@ -99,7 +99,7 @@ class Fetcher:
         self._tls = tls or ssl.create_default_context()
 
     def fetch(self, address: str) -> bytes:
-        """Return the bytes behind an address.
+        """Return the bytes behind a URL.
 
         Raises:
             FetchError: with the reason.
@@ -111,7 +111,7 @@ class Fetcher:
             except _PassingFaultError as fault:
                 pause = FIRST_PAUSE * 2 ** (attempt - 1)
                 if attempt == MAX_ATTEMPTS or time.monotonic() + pause >= deadline:
-                    raise FetchError("failed", f"It could not be fetched in {attempt} attempts: {fault}.") from fault
+                    raise FetchError("failed", f"Not fetched after {attempt} attempts: {fault}.") from fault
                 time.sleep(pause)
         raise AssertionError("unreachable")
 
@@ -128,23 +128,21 @@ class Fetcher:
                 raise _PassingFaultError(_said(error)) from error
             except FetchError:
                 raise
-            except ValueError as error:  # an address that cannot be sent, or one in an answer that cannot be read
-                raise FetchError(
-                    "failed", f"It, or what it is redirected to, is no address: {_said(error)}."
-                ) from error
+            except ValueError as error:  # a URL that cannot be sent, or a redirect target that cannot be parsed
+                raise FetchError("failed", f"The URL or its redirect target is not valid: {_said(error)}.") from error
             finally:
                 connection.close()
-        raise FetchError("failed", f"It is redirected more than {MAX_REDIRECTS} times.")
+        raise FetchError("failed", f"More than {MAX_REDIRECTS} redirects.")
 
     def _judge(self, address: str) -> SplitResult:
-        """Decide from the text alone whether an address may be asked, and by which scheme."""
+        """Decide from the text of a URL whether it may be fetched, and by which scheme."""
         try:
             split = urlsplit(address)
             host, port = (split.hostname or "").lower(), split.port
         except ValueError as error:
-            raise FetchError("refused", f"The address cannot be read: {error}.") from error
+            raise FetchError("refused", f"The URL cannot be parsed: {error}.") from error
         if split.scheme not in ("http", "https") or not host or split.username or split.password:
-            raise FetchError("refused", "Only https addresses without user and password are fetched.")
+            raise FetchError("refused", "Only https URLs without user and password are fetched.")
         if _origin(split) in self._trusted:
             return split
         plain = port in (None, 443) or (port == 80 and split.scheme == "http")
@@ -152,27 +150,27 @@ class Fetcher:
         if not listed & self._hosts:
             raise FetchError(
                 "refused",
-                f"The host {min(listed)} may not be asked; allowed: {', '.join(sorted(self._hosts)) or 'none'}. "
+                f"The host {min(listed)} is not allowed; allowed: {', '.join(sorted(self._hosts)) or 'none'}. "
                 "To allow it, add it to image.url_hosts.",
             )
         netloc = split.netloc.removesuffix(":80") if split.scheme == "http" else split.netloc
         return split._replace(scheme="https", netloc=netloc)
 
     def _connect(self, target: SplitResult, deadline: float) -> http.client.HTTPConnection:
-        """Open a connection to an address of the host that was judged, and to no other."""
+        """Connect to an IP address of the host that was checked, and to no other."""
         host, port = target.hostname or "", target.port or (443 if target.scheme == "https" else 80)
         found = self._addresses(host, port, deadline)
         if _origin(target) not in self._trusted:
             for address in found:
                 if not self._allows(ipaddress.ip_address(address.partition("%")[0])):
-                    raise FetchError("refused", f"The host {host} is {address}, which is no address of the internet.")
+                    raise FetchError("refused", f"The host {host} is {address}, which is not a public address.")
         kind = http.client.HTTPSConnection if target.scheme == "https" else http.client.HTTPConnection
         connection = kind(host, port)
-        connection.sock = self._open_first(found, target, port, deadline)  # so http.client opens none itself
+        connection.sock = self._open_first(found, target, port, deadline)  # so that http.client opens none itself
         return connection
 
     def _open_first(self, found: list[str], target: SplitResult, port: int, deadline: float) -> socket.socket:
-        """Connect to the first of the addresses that answers; one that is silent takes its share of the time alone."""
+        """Connect to the first address that responds. A silent address uses only its share of the time."""
         host = target.hostname or ""
         faults: list[str] = []
         for number, address in enumerate(found):
@@ -210,9 +208,9 @@ class Fetcher:
 
     def _read(self, answer: http.client.HTTPResponse, deadline: float, connection: http.client.HTTPConnection) -> bytes:
         if answer.status in _RETRIED_STATUSES:
-            raise _PassingFaultError(f"the server answers {answer.status} {answer.reason}")
+            raise _PassingFaultError(f"the server returned {answer.status} {answer.reason}")
         if answer.status != 200:
-            raise FetchError("failed", f"The server answers {answer.status} {answer.reason}.")
+            raise FetchError("failed", f"The server returned {answer.status} {answer.reason}.")
         parts: list[bytes] = []
         received, size = 0, answer.length or 0  # announced
         while size <= self._max_bytes:
@@ -227,14 +225,14 @@ class Fetcher:
             parts.append(part)
             received += len(part)
             size = max(size, received)
-        raise FetchError("too_large", f"The answer has {size} bytes or more; at most {self._max_bytes} are read.")
+        raise FetchError("too_large", f"The response has {size} bytes or more; at most {self._max_bytes} are read.")
 
 
 def call_within(seconds: float, function: Callable[[], _Result]) -> _Result:
-    """Return a function's result, or give up waiting: resolving a host knows no timeout of its own.
+    """Return a function's result, or stop waiting: resolving a host has no timeout of its own.
 
     Raises:
-        TimeoutError: after `seconds`; the call goes on in a thread that keeps no process alive.
+        TimeoutError: after `seconds`; the call continues in a daemon thread.
     """
     outcome: list[_Result] = []
     faults: list[BaseException] = []
@@ -251,12 +249,12 @@ def call_within(seconds: float, function: Callable[[], _Result]) -> _Result:
     if faults:
         raise faults[0]
     if not outcome:
-        raise TimeoutError(f"no answer within {seconds:.0f} s")
+        raise TimeoutError(f"no response within {seconds:.0f} s")
     return outcome[0]
 
 
 def _location_of(answer: http.client.HTTPResponse) -> str:
-    """Where an answer redirects to, in ASCII: http.client takes the header's bytes for Latin-1, whatever they are."""
+    """Return the redirect target in ASCII: http.client decodes header bytes as Latin-1, whatever they are."""
     return quote((answer.getheader("Location") or "").strip().encode("latin-1"), safe=_SENT_AS_IT_IS)
 
 
@@ -265,10 +263,10 @@ def _origin(split: SplitResult) -> str:
 
 
 def _left(deadline: float) -> float:
-    """Seconds until the deadline. Raises: TimeoutError behind it."""
+    """Return the seconds until the deadline. Raises: TimeoutError after it."""
     left = deadline - time.monotonic()
     if left <= 0:
-        raise TimeoutError("the time is over (image.url_timeout)")
+        raise TimeoutError("timed out (image.url_timeout)")
     return left
 
 

@@ -1,7 +1,7 @@
 """Tables of captioned pictures on a ModelScope hub, read row by row with `MsDataset`.
 
-The client prepares the texts of a table once, in its own cache; pictures that a table names by
-address stay where they are until a row is taken. Code that a table brings along runs on consent alone.
+The client prepares the texts of a table once, in its own cache. Pictures that a table names by URL are
+fetched when a row is taken. Code that comes with a table runs only with the user's consent.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError, QwenV
 from qwen_vl_lora.hub.repositories import (
     ListedFile,
     Repository,
-    file_sha256,
     hub_config,
     hub_faults,
     list_files,
     require_reachable,
 )
+from qwen_vl_lora.runs.storage import file_sha256
 
 _REMEDY = (
-    "Connect and run again, or take the official COCO files: qwen_vl_lora.datasets.sources.CocoCaptionsDataset "
+    "Connect and run again, or use the official COCO files: qwen_vl_lora.datasets.sources.CocoCaptionsDataset "
     "in the catalog (docs/own-data.md)."
 )
 
 MAX_ATTEMPTS = 2
-"""Of preparing a table: the client itself does not look at what it got."""
+"""Attempts to prepare a table: the client does not verify what it downloaded."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class HubTable:
     """One split of one table at one revision.
 
     Attributes:
-        subset: the client's name for a configuration; None takes the only one.
-        trust_remote_code: consent to run the Python file that a script dataset is.
+        subset: name of a configuration; None takes the only one.
+        trust_remote_code: consent to run the Python file of a script dataset.
     """
 
     repository: Repository
@@ -50,27 +50,27 @@ class HubTable:
     trust_remote_code: bool
 
     def check(self) -> None:
-        """Whether the table can be read from the hub at all.
+        """Check that the table can be read from the hub.
 
         Raises:
-            DataFormatError: when the client would take a folder that lies here for the table.
+            DataFormatError: when the client would read a local folder in place of the table.
             MissingArtifactError: within seconds, when the hub cannot be reached.
         """
         for name in (self.repository.id, self.repository.id.rpartition("/")[2]):
             if Path(name).exists():
                 raise DataFormatError(
-                    f"{Path(name).absolute()} lies here, and ModelScope's client would read it in place of the dataset "
-                    f"{self.repository}. Rename it, or take it as the source: its captions file as captions_file "
+                    f"{Path(name).absolute()} exists, and ModelScope's client would read it in place of the dataset "
+                    f"{self.repository}. Rename it, or use it as the source: give its captions file as captions_file "
                     "(docs/own-data.md)."
                 )
         require_reachable(self.repository, _REMEDY)
 
     def open(self) -> Any:
-        """The prepared table.
+        """Return the prepared table.
 
         Raises:
             DataFormatError: when it is a script and there is no consent.
-            MissingArtifactError: when the hub does not have it, or does not give it whole.
+            MissingArtifactError: when the hub does not have it, or it cannot be downloaded completely.
         """
         self.check()
         files = list_files(self.repository)
@@ -89,12 +89,12 @@ class HubTable:
         if fault is not None and not broken:
             raise fault
         raise MissingArtifactError(
-            f"{', '.join(sorted({name for name, _ in broken}))} of the dataset {self.repository} did not arrive as the "
-            f"hub lists it. Start the same command again later. {_REMEDY}"
+            f"{', '.join(sorted({name for name, _ in broken}))} of the dataset {self.repository} differ from the "
+            f"hub's listing. Repeat the command later. {_REMEDY}"
         ) from fault
 
     def rows(self, image_column: str) -> Iterator[dict[str, Any]]:
-        """Rows in the table's order, with the image as the table stores it: bytes, path or address."""
+        """Yield rows in the table's order, with the picture as the table stores it: bytes, path or URL."""
         from datasets import Image  # type: ignore[import-untyped]
 
         table = self.open()
@@ -109,23 +109,23 @@ class HubTable:
 
     @property
     def cache(self) -> Path:
-        """Below it lie the files that a table downloads."""
+        """Folder of the files that a table downloads."""
         return Path(hub_config().cache_dir).absolute()
 
     def _require_consent(self, files: Sequence[ListedFile]) -> None:
-        """The client asks for consent once and then runs what it has; here every run must say so."""
+        """Require consent in every run. The client itself asks only once."""
         script = f"{self.repository.id.rpartition('/')[2]}.py"
         if script in {file.name for file in files} and not self.trust_remote_code:
             raise DataFormatError(
                 f"The dataset {self.repository} is a Python script ({script}) that would run on this machine. "
-                "Read it on the hub; if you trust it, set trust_remote_code: true in its catalog entry, with your "
-                "reason beside it. Nothing was run."
+                "Read it on the hub; if you trust it, set trust_remote_code: true in its catalog entry and add your "
+                "reason as a comment. Nothing was run."
             )
 
     def _broken_downloads(self, files: Sequence[ListedFile]) -> list[tuple[str, Path]]:
-        """Files in the client's cache, with their names on the hub, that are not what the hub lists.
+        """Return cached files that differ from the hub's listing, with their names on the hub.
 
-        The client keeps whatever a server answers, a page that says 500 included, as the file it asked for.
+        The client stores any response as the requested file, even an error page.
         """
         from modelscope.utils.config_ds import MS_DATASETS_CACHE
 
@@ -140,7 +140,7 @@ class HubTable:
         ]
 
     def _discard(self, broken: Sequence[tuple[str, Path]]) -> None:
-        """Take broken files out of the client's cache, with the table that it prepared from them."""
+        """Remove broken files from the client's cache, with the table that it prepared from them."""
         from modelscope.utils.config_ds import MS_DATASETS_CACHE
 
         for _, file in broken:
@@ -150,7 +150,7 @@ class HubTable:
             shutil.rmtree(Path(MS_DATASETS_CACHE) / self.repository.id.replace("/", "___"), ignore_errors=True)
 
     def _name_in(self, note: Path) -> str:
-        """The file of this table that a download of the client is, by its note beside it; empty for any other."""
+        """Return the name of the file that a download holds, from the note beside it; empty for other tables."""
         try:
             address = urlsplit(json.loads(note.read_text(encoding="utf-8"))["url"])
         except (ValueError, KeyError, TypeError):
@@ -173,7 +173,7 @@ class HubTable:
                 )
         except QwenVLLoraError:
             raise
-        except Exception as error:  # the table's own code raises whatever it likes
+        except Exception as error:  # the code of the table can raise anything
             raise MissingArtifactError(
                 f"The dataset {self.repository} ({self.subset or 'only subset'}, split {self.split}) could not be "
                 f"read: {type(error).__name__}: {' '.join(str(error).split())[:300]}. {_REMEDY}"
@@ -182,10 +182,10 @@ class HubTable:
 
 @contextmanager
 def _resumed_downloads() -> Iterator[None]:
-    """Let the client go on with a file of the hub where an earlier download ended.
+    """Let the client resume an earlier download of a file of the hub.
 
-    It can, and offers no setting for it. Only for files of the hub: what a script fetches elsewhere has no hash in
-    the listing that would tell a server which gave the whole file once more from one that gave the rest.
+    The client can resume but has no option for it. Only files of the hub are resumed: what a script downloads
+    elsewhere has no listed hash to detect a server that sent the whole file instead of the rest.
     """
     from modelscope.msdatasets.utils import hf_datasets_util
 

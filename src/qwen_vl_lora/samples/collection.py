@@ -1,8 +1,8 @@
-"""From a source's rows to samples: every row is kept or rejected with its reason, none is lost.
+"""Turns the rows of a source into samples. Every row is either kept or rejected with a reason.
 
-Rows stream through: texts are checked first, then pictures by several threads with a bounded
-look-ahead, so memory does not grow with the bytes of the images. Nothing is published here; the
-bytes lie on the stage until the `images` dataset is saved.
+Rows are streamed: texts are checked first, then pictures by several threads with a bounded
+look-ahead, so memory does not grow with the size of the pictures. Nothing is published here; the
+bytes stay on the stage until the `images` dataset is saved.
 """
 
 from __future__ import annotations
@@ -14,25 +14,31 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from qwen_vl_lora.exceptions import DataFormatError
-from qwen_vl_lora.hub.fetching import Fetcher
 from qwen_vl_lora.parameters import CaptionsParameters, ImageParameters, QuarantineParameters
+from qwen_vl_lora.samples.exclusions import leave_out
 from qwen_vl_lora.samples.identity import ImageRegister, check_id, image_ids
 from qwen_vl_lora.samples.image_stage import DataFolders, Fetch, ImageStage, Picture
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
 from qwen_vl_lora.samples.looks import stack_looks
-from qwen_vl_lora.samples.records import FileSource, Rejection, RowError, SourceSample, Turn
+from qwen_vl_lora.samples.records import Rejection, Row, RowError, SourceSample, Turn
 from qwen_vl_lora.samples.rejections import MAX_DETAIL_CHARACTERS, rejection_table, text_column
+from qwen_vl_lora.samples.source import Reading, as_source
+from qwen_vl_lora.samples.tally import Tally
 from qwen_vl_lora.samples.texts import printable
 from qwen_vl_lora.samples.turns import clean_turns
+from qwen_vl_lora.samples.workspace import Workspace
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LOOK_AHEAD = 4
-"""Rows in hand per thread: enough to keep the threads busy, few enough to bound the bytes in memory."""
+"""Rows in progress per thread: enough to keep the threads busy, few enough to bound the bytes in memory."""
+
+CAPTION_FORMS = ("caption", "coco")
+"""Forms whose texts are one caption; the others are chats, whose line breaks are meaningful."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -42,59 +48,42 @@ class Collected(NamedTuple):
     """The outputs of a collection, in the order in which the pipeline names them.
 
     Attributes:
-        images: the staged pictures; saving the `images` dataset publishes them.
+        images: staged pictures; saving the `images` dataset publishes them.
         samples: `{"row", "id", "image_ids", "images": [sha256, …], "turns": [{"role", "text"}, …]}`.
-        caption_table: a row for each sample of one image and one answer.
+        caption_table: a row for each sample of one picture and one answer.
         rejected_samples: a row for each row of the source that is not in `samples`.
+        rejected_pictures: `{"row", "image_id", "source", "picture": data URI or null}` of rejected rows whose picture
+            is no fault, and of rows that the user left out.
+        summary: `collection_summary`: counts of what was kept, rejected, changed, ignored and suspicious.
     """
 
     images: ImageStore
     samples: list[dict[str, Any]]
     caption_table: pd.DataFrame
     rejected_samples: pd.DataFrame
+    rejected_pictures: list[dict[str, Any]]
+    summary: dict[str, Any]
 
 
 class _Checked(NamedTuple):
-    """A sample whose texts and pictures are good, without the pictures' bytes."""
+    """A sample with valid texts and pictures, and its cleaned turns."""
 
-    row: int
-    id: str
+    given: SourceSample
     pictures: tuple[Picture, ...]
     turns: tuple[Turn, ...]
 
 
-@runtime_checkable
-class RemoteSource(Protocol):
-    """A source whose pictures lie on the network, and that knows where they may be fetched from.
-
-    No `FileSource`: looking at its rows before a run would download them.
-    """
-
-    @property
-    def cache_folders(self) -> tuple[Path, ...]: ...
-
-    def fetcher(self, image: ImageParameters) -> Fetcher: ...
-
-
-@runtime_checkable
-class AddressSource(Protocol):
-    """A source of anybody's files, which may name pictures by address where that was asked for."""
-
-    def with_addresses(self) -> Iterable[SourceSample | Rejection]: ...
-
-
 def collect(
-    source: Iterable[SourceSample | Rejection],
-    workspace: Path,
+    source: Iterable[Row],
+    workspace: Workspace,
     captions: CaptionsParameters,
     image: ImageParameters,
     quarantine: QuarantineParameters,
     fetch: Fetch | None = None,
 ) -> Collected:
-    """Check and stage everything that a source gives.
+    """Check and stage all rows of a source.
 
-    Pictures on the network are fetched by the source's own rules, or by those of `image` when it allows
-    URLs. `fetch` takes the place of those rules: for a caller with rules of his own.
+    Pictures on the network are fetched by the rules of the source, or by `fetch` if the caller gives it.
 
     Raises:
         DataFormatError: when the source gives no rows, or a larger share of bad ones than
@@ -102,42 +91,59 @@ def collect(
         OSError: when the stage cannot be written.
     """
     folders = DataFolders.of(workspace)
-    readable: tuple[Path, ...] = source.folders if isinstance(source, FileSource) else ()
-    if isinstance(source, RemoteSource):
-        readable, fetch = source.cache_folders, fetch or source.fetcher(image).fetch
-    elif image.allow_urls:
-        fetch = fetch or Fetcher(image.url_hosts, image.url_timeout, image.url_max_bytes).fetch
-        source = source.with_addresses() if isinstance(source, AddressSource) else source
-    stage = ImageStage(folders, image, readable, fetch)
-    gathered = _Gathered(stage)
-
-    def check(row: SourceSample | Rejection) -> _Checked | Rejection:
-        return _check_row(row, stage, captions.collapse_whitespace)
-
-    from tqdm import tqdm
-
-    checked_rows = map_in_order(check, take_rows(source, captions), _num_threads())
-    for checked in tqdm(
-        checked_rows, total=captions.num_rows, desc="collect_samples", unit="row", leave=False, disable=None
-    ):
-        gathered.add(checked)
+    source = as_source(source).read_as(Reading.of(captions, image))
+    fetcher = None if fetch else source.fetcher(image)
+    gathered = _Gathered(ImageStage(folders, image, source.folders, fetcher.fetch if fetcher else fetch))
+    gathered.add_all(source, captions, folders.project, "collect_samples")
     gathered.require_good_share(quarantine.max_share)
-    return gathered.to_outputs(folders)
+    return gathered.to_outputs(folders, captions)
 
 
-def take_rows(
-    source: Iterable[SourceSample | Rejection], captions: CaptionsParameters
-) -> Iterator[SourceSample | Rejection]:
-    """Yield the rows that `captions` asks for, in the source's order.
+def look_over(source: Iterable[Row], project: Path, captions: CaptionsParameters, image: ImageParameters) -> Collected:
+    """Return what `collect` would return, for any share of bad rows, without writing or fetching anything.
 
-    A random sample is drawn in one pass over the source, of whatever length, and holds
-    `num_rows` rows in memory, with their bytes where the source gives bytes and not paths.
+    Raises:
+        DataFormatError: when the source as a whole cannot be read.
+    """
+    source = as_source(source).read_as(Reading.of(captions, image))
+    folders = DataFolders(project, project, project)
+    gathered = _Gathered(ImageStage(folders, image, source.folders, writes=False))
+    gathered.add_all(source, captions, project, "look")
+    return gathered.to_outputs(folders, captions)
+
+
+def collapses_whitespace(form: str, captions: CaptionsParameters) -> bool:
+    """Whether runs of blanks and line breaks in the texts of a form become one blank; by default not in chats."""
+    asked = captions.collapse_whitespace
+    return form in CAPTION_FORMS if asked == "auto" else asked
+
+
+def take_rows(source: Iterable[Row], captions: CaptionsParameters, project: Path = Path()) -> Iterator[Row]:
+    """Yield the rows that `captions` selects, in the source's order; those of `captions.exclude` as rejected.
+
+    Args:
+        project: the folder from which a relative path of `captions.exclude` starts.
+
+    Raises:
+        DataFormatError: when the list of `captions.exclude` belongs to another source.
+    """
+    rows = _selected_rows(source, captions)
+    if captions.exclude is None:
+        return rows
+    return leave_out(rows, project / captions.exclude, all_rows=captions.num_rows is None)
+
+
+def _selected_rows(source: Iterable[Row], captions: CaptionsParameters) -> Iterator[Row]:
+    """Yield the rows of `captions.num_rows`.
+
+    A random sample is drawn in one pass over a source of any length and keeps `num_rows` rows
+    in memory, with their bytes where the source gives bytes and not paths.
     """
     if captions.num_rows is None or captions.sampling == "first":
         yield from islice(source, captions.num_rows)
         return
     rng = random.Random(captions.seed)
-    chosen: list[tuple[int, SourceSample | Rejection]] = []
+    chosen: list[tuple[int, Row]] = []
     for number, row in enumerate(source):
         if number < captions.num_rows:
             chosen.append((number, row))
@@ -150,7 +156,7 @@ def take_rows(
 def map_in_order(function: Callable[[_Item], _Result], items: Iterable[_Item], num_threads: int) -> Iterator[_Result]:
     """Apply a function in threads and yield the results in the order of the items.
 
-    At most `num_threads * LOOK_AHEAD` items are taken ahead of the result that is yielded.
+    At most `num_threads * LOOK_AHEAD` items are read ahead of the yielded result.
     """
     with ThreadPoolExecutor(num_threads) as pool:
         pending: deque[Future[_Result]] = deque()
@@ -166,24 +172,31 @@ def map_in_order(function: Callable[[_Item], _Result], items: Iterable[_Item], n
 
 
 def _num_threads() -> int:
-    # Reading and decoding release the interpreter lock; more threads than cores only fight for it.
+    # Reading and decoding release the interpreter lock; more threads than cores would only compete for it.
     return max(2, min(16, os.cpu_count() or 1))
 
 
-def _check_row(row: SourceSample | Rejection, stage: ImageStage, collapse_whitespace: bool) -> _Checked | Rejection:
+def _check_row(row: Row, stage: ImageStage, captions: CaptionsParameters) -> _Checked | Rejection:
     if isinstance(row, Rejection):
         return row
     try:
-        check_id(row.id)
-        turns = clean_turns(row.turns, len(row.images), collapse_whitespace)
+        if row.id_is_given:
+            check_id(row.id)
+        turns = clean_turns(
+            row.turns,
+            len(row.images),
+            collapse_whitespace=collapses_whitespace(row.form, captions),
+            keep_nothing_words=captions.nothing_words == "keep",
+        )
         pictures = tuple(stage.add(image) for image in row.images)
     except RowError as fault:
-        return Rejection(row.row, row.id, fault.reason, fault.detail)
-    return _Checked(row.row, row.id, pictures, turns)
+        picture = stage.thumbnail(row.images[0]) if row.images else None
+        return Rejection(row.row, row.id, fault.reason, fault.detail, row.source, picture)
+    return _Checked(row, pictures, turns)
 
 
 class _Gathered:
-    """What a collection has so far: columns and records that cost some hundred bytes a row."""
+    """The state of a collection: columns and records of some hundred bytes a row."""
 
     def __init__(self, stage: ImageStage) -> None:
         self._stage = stage
@@ -192,60 +205,87 @@ class _Gathered:
         self._samples: list[dict[str, Any]] = []
         self._captions: list[tuple[ImageEntry, str]] = []
         self._rejections: list[Rejection] = []
+        self._tally = Tally()
+
+    def add_all(self, source: Iterable[Row], captions: CaptionsParameters, project: Path, name: str) -> None:
+        """Check the rows that `captions` selects, with a named progress bar."""
+        from tqdm import tqdm
+
+        def check(row: Row) -> _Checked | Rejection:
+            return _check_row(row, self._stage, captions)
+
+        checked_rows = map_in_order(check, take_rows(source, captions, project), _num_threads())
+        for checked in tqdm(checked_rows, total=captions.num_rows, desc=name, unit="row", leave=False, disable=None):
+            self.add(checked)
 
     def add(self, checked: _Checked | Rejection) -> None:
         if isinstance(checked, Rejection):
             self._rejections.append(checked)
             return
-        named = zip(image_ids(checked.id, len(checked.pictures)), checked.pictures, strict=True)
+        given = checked.given
+        named = zip(image_ids(given.id, len(checked.pictures)), checked.pictures, strict=True)
         try:
-            entries = self._register.claim([self._stage.entry(image_id, picture) for image_id, picture in named])
+            claimed = [self._stage.entry(image_id, picture) for image_id, picture in named]
+            entries = self._register.claim(claimed, may_rename=not given.id_is_given)
         except RowError as fault:
-            self._rejections.append(Rejection(checked.row, checked.id, fault.reason, fault.detail))
+            picture = self._stage.thumbnail(given.images[0])
+            self._rejections.append(Rejection(given.row, given.id, fault.reason, fault.detail, given.source, picture))
             return
         self._looks.update((picture.sha256, picture.look) for picture in checked.pictures)
         self._samples.append(
             {
-                "row": checked.row,
-                "id": checked.id,
+                "row": given.row,
+                "id": entries[0].id if len(entries) == 1 else given.id,
                 "image_ids": [entry.id for entry in entries],
                 "images": [entry.sha256 for entry in entries],
-                "turns": [{"role": turn.role, "text": turn.text} for turn in checked.turns],
+                "turns": [_record_of(turn) for turn in checked.turns],
+                **({} if given.split is None else {"split": given.split}),
+                **({} if given.source is None else {"source": given.source}),
             }
         )
         answers = [turn.text for turn in checked.turns if turn.role == "assistant"]
+        self._tally.add(given, checked.turns, checked.pictures)
         if len(entries) == 1 and len(answers) == 1:
             self._captions.append((entries[0], answers[0]))
 
     def require_good_share(self, max_share: float) -> None:
-        """Raises: DataFormatError when nothing, or too little, of the source is usable."""
-        num_rows = len(self._samples) + len(self._rejections)
+        """Raises: DataFormatError when no rows, or too few, are usable."""
+        num_rows = self._tally.rows + len(self._rejections)
         if num_rows == 0:
             raise DataFormatError(
                 "The source `captioned_images` is empty: it gave no rows, nothing was written. "
                 "Check its file or folder in the catalog, and captions.num_rows."
             )
-        share = len(self._rejections) / num_rows
+        bad_rows = [rejection for rejection in self._rejections if rejection.reason != "excluded"]
+        share = len(bad_rows) / num_rows
         if share <= max_share and self._samples:
             return
-        counts = Counter(rejection.reason for rejection in self._rejections)
+        counts = Counter(rejection.reason for rejection in bad_rows)
         reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
         examples = "\n".join(
             f"  row {bad.row} ({printable(bad.image_id)}): {bad.reason}: {printable(bad.detail, MAX_DETAIL_CHARACTERS)}"
-            for bad in self._rejections[:5]
+            for bad in bad_rows[:5]
         )
         raise DataFormatError(
-            f"{len(self._rejections)} of {num_rows} rows of `captioned_images` are bad ({share:.1%}); "
+            f"{len(bad_rows)} of {num_rows} rows of `captioned_images` are bad ({share:.1%}); "
             f"quarantine.max_share allows {max_share:.1%} and at least one row must be good. Nothing was published.\n"
-            f"By reason: {reasons}. The first:\n{examples}\nMend the source, or raise quarantine.max_share."
+            f"By reason: {reasons}. First rows:\n{examples}\nFix the source, or raise quarantine.max_share."
         )
 
-    def to_outputs(self, folders: DataFolders) -> Collected:
+    def to_outputs(self, folders: DataFolders, captions: CaptionsParameters) -> Collected:
         return Collected(
             images=ImageStore(folders.stage, self._register.entries, stack_looks(self._looks), published=folders.files),
             samples=self._samples,
             caption_table=self._caption_table(),
             rejected_samples=rejection_table(self._rejections),
+            rejected_pictures=[
+                {"row": bad.row, "image_id": printable(bad.image_id), "source": bad.source, "picture": bad.picture}
+                for bad in self._rejections
+                if bad.picture is not None or bad.reason == "excluded"
+            ],
+            summary=self._tally.summary(
+                self._samples, self._rejections, lambda form: collapses_whitespace(form, captions)
+            ),
         )
 
     def _caption_table(self) -> pd.DataFrame:
@@ -262,3 +302,8 @@ class _Gathered:
                 "sha256": text_column(entry.sha256 for entry in entries),
             }
         )
+
+
+def _record_of(turn: Turn) -> dict[str, Any]:
+    """Return a turn for `samples`. `loss` (ms-swift's name) is present only if an answer is not trained."""
+    return {"role": turn.role, "text": turn.text, **({} if turn.scored else {"loss": False})}

@@ -1,23 +1,26 @@
-"""Conversations: the tutorials' JSON form, from samples and back into parts that a chat template takes.
+"""Conversations in the tutorials' JSON form: written from samples, and parsed into parts for a chat template.
 
     {"id": "identity_1", "conversations": [
         {"from": "user", "value": "COCO Yes: <|vision_start|>PATH<|vision_end|>"},
         {"from": "assistant", "value": "A dog runs."}]}
 
-A marker may stand anywhere in a user turn, several times, or not at all; a first turn may come
-from `system`. This module alone knows the form.
+A user turn may contain markers anywhere, any number of times; the first turn may be from `system`.
+An answer with `"loss": false` is context and not trained. Only this module knows the form.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any, NoReturn, overload
 
 from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.parameters import PromptParameters
+from qwen_vl_lora.runs.artifacts import digest
 from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.records import IMAGE_SLOT, Role, RowError
 from qwen_vl_lora.samples.texts import find_special_token
@@ -30,7 +33,7 @@ _MARKER = re.compile(f"{re.escape(MARKER_START)}(.*?){re.escape(MARKER_END)}", r
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """Text of a turn."""
+    """A text of a turn."""
 
     text: str
 
@@ -48,53 +51,102 @@ Message = tuple[Role, tuple[Part, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation as the chat template wants it: roles with parts in the order in which they are fed."""
+    """A conversation for the chat template: roles with parts in the order of the model's input."""
 
     id: str
     turns: tuple[Message, ...]
+    unscored: frozenset[int] = frozenset()
+    """Indices in `turns` of answers that are not trained."""
 
     @property
     def image_paths(self) -> tuple[str, ...]:
-        """Paths of the pictures in the order in which they are fed."""
+        """Paths of the pictures in the order of the model's input."""
         return tuple(part.path for _, parts in self.turns for part in parts if isinstance(part, ImagePart))
+
+
+class Conversations(Sequence[Conversation]):
+    """Conversations in their stored form, parsed once. A node or command makes it from what the catalog loaded.
+
+    Args:
+        records: in the form above.
+
+    Raises:
+        DataFormatError: naming the first record without that form.
+    """
+
+    def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:
+        self.records = list(records)
+        self._parsed = tuple(map(parse_conversation, self.records))
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Conversation]: ...
+    def __getitem__(self, index: int | slice) -> Conversation | Sequence[Conversation]:
+        return self._parsed[index]
+
+    def __len__(self) -> int:
+        return len(self._parsed)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex sha256 of the stored form, independent of the order of keys."""
+        return digest(self.records)
 
 
 def build_conversations(
     samples: Sequence[Mapping[str, Any]], images: ImageStore, prompt: PromptParameters
 ) -> list[dict[str, Any]]:
-    """Write samples in the tutorials' form; `identity_7` is the seventh row of the source.
+    """Write samples in the tutorials' form; `identity_7` is the seventh row of the source, `identity_7_2` its second
+    caption. With several sources the id contains the source's name: `coco:7`.
 
-    A sample without a user turn is asked `prompt.user`, its images behind it. A sample's own texts
-    win unless `prompt.override` is set: then every user turn asks `prompt.user`, with that turn's
-    images behind it, and the system turn is `prompt.system` or none.
+    A sample without a user turn gets `prompt.user`, with its pictures after the text. A sample's own texts
+    take precedence unless `prompt.override` is set: then every user turn is `prompt.user`, with the pictures of
+    that turn after it, and the system turn is `prompt.system` or absent. `<image>` in `prompt.user` sets the
+    places of the pictures.
 
     Raises:
-        DataFormatError: when a sample names an image that `images` does not hold.
+        DataFormatError: when a sample names a picture that is not in `images`, or the number of `<image>` in
+            `prompt.user` differs from the number of pictures of a turn.
     """
-    return [
-        {"id": f"identity_{sample['row']}", "conversations": _messages(sample, images, prompt)} for sample in samples
-    ]
+    earlier: Counter[str] = Counter()
+    conversations = []
+    for sample in samples:
+        row = f"{sample['source']}:{sample['row']}" if "source" in sample else f"identity_{sample['row']}"
+        earlier[row] += 1
+        name = row if earlier[row] == 1 else f"{row}_{earlier[row]}"
+        split = {"split": sample["split"]} if "split" in sample else {}
+        paths = [images.by_sha256(sha256).path for sha256 in sample["images"]]
+        conversations.append({"id": name, "conversations": _messages(sample, paths, prompt), **split})
+    return conversations
+
+
+def ask_alike(samples: Iterable[Mapping[str, Any]], one: PromptParameters, other: PromptParameters) -> bool:
+    """Whether two prompts give the same conversations of these samples, which may have texts of their own."""
+    return all(
+        _messages(sample, sample["images"], one) == _messages(sample, sample["images"], other) for sample in samples
+    )
 
 
 def row_of(conversation_id: str) -> int:
-    """The row of the source that a conversation comes from; 0 for one that was not written by `build_conversations`."""
-    numbered = re.fullmatch(r"identity_(\d{1,15})", conversation_id, re.ASCII)
+    """Return the source row of a conversation; 0 if `build_conversations` did not write it."""
+    numbered = re.fullmatch(r"(?:identity_|[^:]+:)(\d{1,15})(?:_\d+)?", conversation_id, re.ASCII)
     return int(numbered[1]) if numbered else 0
 
 
 def parse_conversation(record: Any) -> Conversation:
-    """Read one conversation.
+    """Parse one conversation.
 
-    When all markers of a turn stand at its end behind text, as the tutorials write it, or at its
-    start, as LLaVA does, the images come first and then the text without edge blanks: so Qwen's own
-    examples feed them. Otherwise the parts keep their places.
+    If all markers of a turn are at its end after text, as in the tutorials, or at its start, as in
+    LLaVA, the pictures come first and then the text without edge blanks, as in Qwen's examples.
+    Otherwise the parts keep their places.
 
     Raises:
-        DataFormatError: naming the record, when it is not in the form above.
+        DataFormatError: naming the record, when it does not have the form above.
     """
     record_id = record.get("id") if isinstance(record, Mapping) else None
     if not isinstance(record_id, str) or not record_id:
-        raise DataFormatError(f'A conversation must be a mapping with a text under "id"; came {str(record)[:200]}.')
+        raise DataFormatError(f'A conversation must be a mapping with a text under "id"; got {str(record)[:200]}.')
     messages = record.get("conversations")
     if not isinstance(messages, list) or not messages:
         _refuse(record_id, 'needs a list of turns under "conversations"')
@@ -105,14 +157,15 @@ def parse_conversation(record: Any) -> Conversation:
         _refuse(record_id, f"has turns in the wrong order: {fault.detail}")
     if all(role != "user" for role, _ in turns):
         _refuse(record_id, "has no user turn")
-    return Conversation(record_id, turns)
+    unscored = (place for place, message in enumerate(messages) if message.get("loss") is False)
+    return Conversation(record_id, turns, frozenset(unscored))
 
 
 def ask_about(path: str, prompt: PromptParameters) -> Conversation:
-    """What `build_conversations` and `parse_conversation` make of a captioned image, before its answer.
+    """Return the turns before the answer that `build_conversations` and `parse_conversation` give for one picture.
 
     Raises:
-        DataFormatError: when the prompt holds what stands for something else, such as a marker.
+        DataFormatError: when the prompt contains a marker or another reserved text, or places for several pictures.
     """
     asked = [] if prompt.system is None else [{"from": "system", "value": prompt.system}]
     asked.append({"from": "user", "value": _question(prompt, [image_marker(path)])})
@@ -120,50 +173,65 @@ def ask_about(path: str, prompt: PromptParameters) -> Conversation:
 
 
 def image_marker(path: str) -> str:
-    """The marker that stands for an image in a text."""
+    """Return the marker of a picture in a text."""
     return f"{MARKER_START}{path}{MARKER_END}"
 
 
-def _messages(sample: Mapping[str, Any], images: ImageStore, prompt: PromptParameters) -> list[dict[str, str]]:
-    markers = iter([image_marker(images.by_sha256(sha256).path) for sha256 in sample["images"]])
-    turns: list[dict[str, str]] = sample["turns"]
+def _messages(sample: Mapping[str, Any], paths: Iterable[str], prompt: PromptParameters) -> list[dict[str, Any]]:
+    markers = map(image_marker, paths)
+    turns: list[dict[str, Any]] = sample["turns"]
     system = prompt.system
     if not prompt.override:
         own = [turn["text"] for turn in turns if turn["role"] == "system"]
         asks_itself = any(turn["role"] == "user" for turn in turns)
         system = own[0] if own else None if asks_itself else prompt.system
-    messages = [] if system is None else [{"from": "system", "value": system}]
+    messages: list[dict[str, Any]] = [] if system is None else [{"from": "system", "value": system}]
     spoken = [turn for turn in turns if turn["role"] != "system"]
     if len(spoken) == 1:
-        messages.append({"from": "user", "value": _question(prompt, markers)})
+        messages.append({"from": "user", "value": _question(prompt, list(markers))})
     for turn in spoken:
         value = turn["text"] if turn["role"] == "assistant" else _user_text(turn["text"], markers, prompt)
-        messages.append({"from": turn["role"], "value": value})
+        unscored = {"loss": False} if turn.get("loss") is False else {}
+        messages.append({"from": turn["role"], "value": value, **unscored})
     return messages
 
 
-def _question(prompt: PromptParameters, markers: Iterable[str]) -> str:
-    return " ".join([prompt.user, *markers])
+def _question(prompt: PromptParameters, markers: Sequence[str]) -> str:
+    slots = prompt.user.count(IMAGE_SLOT)
+    if not slots:
+        return " ".join([prompt.user, *markers])
+    if slots != len(markers):
+        raise DataFormatError(
+            f"The prompt {prompt.user[:200]!r} has {slots} {IMAGE_SLOT} for {len(markers)} pictures. Make the two "
+            f"numbers equal, or omit {IMAGE_SLOT}: the pictures then come before the text."
+        )
+    return _fill(prompt.user, iter(markers))
 
 
 def _user_text(text: str, markers: Iterator[str], prompt: PromptParameters) -> str:
     if prompt.override:
-        return _question(prompt, islice(markers, text.count(IMAGE_SLOT)))
+        return _question(prompt, list(islice(markers, text.count(IMAGE_SLOT))))
+    return _fill(text, markers)
+
+
+def _fill(text: str, markers: Iterator[str]) -> str:
     first, *others = text.split(IMAGE_SLOT)
     return first + "".join(f"{next(markers)}{piece}" for piece in others)
 
 
 def _parse_message(record_id: str, message: Any) -> Message:
-    if not isinstance(message, Mapping) or set(message) != {"from", "value"}:
-        _refuse(record_id, f'needs turns of the form {{"from": …, "value": …}}; came {str(message)[:200]}')
+    if not isinstance(message, Mapping) or set(message) - {"loss"} != {"from", "value"}:
+        _refuse(record_id, f'needs turns of the form {{"from": …, "value": …}}; got {str(message)[:200]}')
     role, value = message["from"], message["value"]
+    if "loss" in message and (role != "assistant" or message["loss"] is not False):
+        _refuse(record_id, f'has a {str(role)[:50]} turn with "loss": {message["loss"]!r}; only answers may have false')
     if role not in ("system", "user", "assistant"):
         _refuse(record_id, f'has a turn from {str(role)[:50]!r}; "from" must be system, user or assistant')
     if not isinstance(value, str) or not value.strip():
         _refuse(record_id, f"has an empty {role} turn")
     parts = _parts(value)
     if role != "user" and any(isinstance(part, ImagePart) for part in parts):
-        _refuse(record_id, f"has an image in its {role} turn; images belong to user turns")
+        _refuse(record_id, f"has a picture in its {role} turn; pictures belong to user turns")
     for part in parts:
         _check_part(record_id, part)
     return role, parts
@@ -188,13 +256,13 @@ def _parts(value: str) -> tuple[Part, ...]:
 def _check_part(record_id: str, part: Part) -> None:
     if isinstance(part, ImagePart):
         if not part.path.strip() or find_special_token(part.path):
-            _refuse(record_id, f"has an image marker around {part.path[:200]!r}, which is no path")
+            _refuse(record_id, f"has a picture marker around {part.path[:200]!r}, which is not a path")
         return
     token = find_special_token(part.text)
     if token is not None:
         _refuse(
             record_id,
-            f"holds {token} in a text; {MARKER_START} and {MARKER_END} stand in pairs around a path, others never",
+            f"contains {token} in a text; allowed are {MARKER_START} and {MARKER_END} in pairs around a path",
         )
 
 

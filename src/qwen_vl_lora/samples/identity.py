@@ -1,4 +1,4 @@
-"""Ids of images: one id names one picture, and no two ids can be taken for each other."""
+"""Ids of pictures: one id names one picture. An id made from a file name never rejects a row."""
 
 from __future__ import annotations
 
@@ -13,31 +13,54 @@ MAX_ID_CHARACTERS = 1000
 
 
 class ImageRegister:
-    """The images of a collection under their ids, in the order in which they were claimed."""
+    """The pictures of a collection by id, in the order in which they were entered."""
 
     def __init__(self) -> None:
-        self._by_form: dict[str, ImageEntry] = {}
+        self._by_id: dict[str, ImageEntry] = {}
 
     @property
     def entries(self) -> list[ImageEntry]:
-        """One for each id; a picture under two ids has two."""
-        return list(self._by_form.values())
+        """One entry for each id; a picture under two ids has two."""
+        return list(self._by_id.values())
 
-    def claim(self, entries: Sequence[ImageEntry]) -> list[ImageEntry]:
-        """Enter the images of one sample and return them as entered: the earlier one where an id is known.
+    def claim(self, entries: Sequence[ImageEntry], *, may_rename: bool = False) -> list[ImageEntry]:
+        """Enter the pictures of one sample and return their entries: the earlier entry if an id is known.
+
+        Args:
+            may_rename: the id was made from a path. If it names another picture already, the new picture gets
+                the id with the start of its sha256 appended.
 
         Raises:
-            RowError: `ambiguous_id` or `duplicate_id`; nothing is entered then.
+            RowError: `duplicate_id`; nothing is entered.
         """
-        forms = [_form(entry.id) for entry in entries]
-        for form, entry in zip(forms, entries, strict=True):
-            _check_same(self._by_form.get(form, entry), entry)
-        return [self._by_form.setdefault(form, entry) for form, entry in zip(forms, entries, strict=True)]
+        if may_rename:
+            entries = [self._with_free_id(entry) for entry in entries]
+        for entry in entries:
+            if self._by_id.get(entry.id, entry).sha256 != entry.sha256:
+                raise RowError(
+                    "duplicate_id",
+                    f"The id {printable(entry.id)!r} already names another picture. Give each picture its own id.",
+                )
+        return [self._by_id.setdefault(entry.id, entry) for entry in entries]
+
+    def _with_free_id(self, entry: ImageEntry) -> ImageEntry:
+        entry = entry._replace(id=shown_id(entry.id))
+        if self._by_id.get(entry.id, entry).sha256 == entry.sha256:
+            return entry
+        return entry._replace(id=f"{entry.id}-{entry.sha256[:12]}")
 
 
 def image_ids(sample_id: str, num_images: int) -> list[str]:
-    """The ids of a sample's images: its own for one, `id#1`, `id#2`, … for several."""
+    """Return the ids of a sample's pictures: its own id for one, `id#1`, `id#2`, … for several."""
     return [sample_id] if num_images == 1 else [f"{sample_id}#{number}" for number in range(1, num_images + 1)]
+
+
+def shown_id(path: str) -> str:
+    """Return an id made from a path, without characters that tables or terminals cannot show."""
+    kept = "".join(character for character in path if unicodedata.category(character) not in ("Cc", "Cs"))
+    while token := find_special_token(kept):
+        kept = kept.replace(token, "")
+    return kept[:MAX_ID_CHARACTERS] or "image"
 
 
 def check_id(image_id: str) -> None:
@@ -46,31 +69,11 @@ def check_id(image_id: str) -> None:
         raise RowError("bad_encoding", f"The id {printable(image_id)} is not UTF-8. Save the source as UTF-8.")
     if not image_id.strip() or len(image_id) > MAX_ID_CHARACTERS:
         raise RowError("bad_id", f"The id has {len(image_id)} characters; 1 to {MAX_ID_CHARACTERS} are allowed.")
-    slash = next((character for character in image_id if character in "/\\"), None)
-    unseen = next((f"U+{ord(character):04X}" for character in image_id if not character.isprintable()), None)
-    fault = slash or unseen or find_special_token(image_id)
+    controls = (f"U+{ord(character):04X}" for character in image_id if unicodedata.category(character) == "Cc")
+    fault = next(controls, None) or find_special_token(image_id)
     if fault:
         raise RowError(
             "bad_id",
-            f"The id {printable(image_id)!r} holds {fault}; slashes, invisible characters and tokens of the chat "
-            "format are not allowed. Where the path became the id, give ids of your own.",
+            f"The id {printable(image_id)!r} has {fault}; control characters and tokens of the chat format are not "
+            "allowed.",
         )
-
-
-def _check_same(known: ImageEntry, claimed: ImageEntry) -> None:
-    if known.id != claimed.id:
-        raise RowError(
-            "ambiguous_id",
-            f"The id {claimed.id!r} differs from the id {known.id!r} only in case or Unicode form. Rename one.",
-        )
-    if known.sha256 != claimed.sha256:
-        raise RowError(
-            "duplicate_id", f"The id {claimed.id!r} already names another picture. Give each picture its own id."
-        )
-
-
-def _form(image_id: str) -> str:
-    """What ids have in common that differ only in case or Unicode form."""
-    if image_id.isascii():
-        return image_id if image_id.islower() else image_id.lower()
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", image_id).casefold())

@@ -1,7 +1,7 @@
-"""The stage: where a collection checks pictures and lays down their bytes before `images` is saved.
+"""The stage: a collection checks pictures and stores their bytes here before `images` is saved.
 
-Reads only below allowed folders, decodes each distinct picture once however many rows hold it, and
-may be used by several threads. Knows nothing of rows.
+Reads only below allowed folders, decodes each distinct picture once for any number of rows, and is
+thread-safe. Knows nothing of rows.
 """
 
 from __future__ import annotations
@@ -13,31 +13,37 @@ import os
 import re
 import stat
 import threading
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from qwen_vl_lora.hub.addresses import address_of_path
 from qwen_vl_lora.hub.fetching import FetchError
+from qwen_vl_lora.pages.page import picture_data
 from qwen_vl_lora.parameters import ImageParameters
-from qwen_vl_lora.samples.image_files import inspect_image
-from qwen_vl_lora.samples.image_store import FILES_FOLDER, ImageEntry
-from qwen_vl_lora.samples.records import Reason, RowError
+from qwen_vl_lora.runs.artifacts import relative
+from qwen_vl_lora.runs.storage import temporary, temporary_name
+from qwen_vl_lora.samples.image_files import inspect_image, open_image
+from qwen_vl_lora.samples.image_store import ImageEntry
+from qwen_vl_lora.samples.look_alikes import LookAlikes
+from qwen_vl_lora.samples.records import Address, Reason, Reference, RowError
+from qwen_vl_lora.samples.workspace import Workspace
 
 MAX_FILE_BYTES = 256 * 2**20
-"""Largest encoded image that is read into memory."""
+"""Size of the largest encoded picture that is read into memory."""
+
+MAX_THUMBNAILS, THUMBNAIL_SIDE = 200, 224
+"""Pictures of rejected rows that are kept for the data page, and their longest side in px."""
 
 _NOT_THE_FILES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""The machine has run out of something: rejecting the row for it would lose a good one."""
+"""Errors of an exhausted machine: they must not reject a row, which may be good."""
 
 FETCHED_FOLDER = "fetched"
-"""Below the stage: for each address that was fetched, a note with the name of its file in the store."""
+"""Folder below the stage with a note for each fetched URL: the name of its file in the store."""
 
 Fetch = Callable[[str], bytes]
-"""Gives the bytes behind an address, or raises `FetchError`."""
+"""Returns the bytes behind a URL, or raises `FetchError`."""
 
 _STORED_NAME = re.compile(r"[0-9a-f]{64}\.[a-z]+")
 _REASONS: dict[str, Reason] = {"refused": "url_not_allowed", "too_large": "file_too_large", "failed": "missing_image"}
@@ -45,33 +51,24 @@ _REASONS: dict[str, Reason] = {"refused": "url_not_allowed", "too_large": "file_
 
 @dataclass(frozen=True, slots=True)
 class DataFolders:
-    """The folders of a recipe that a collection must know to name a picture's final place.
+    """The folders that a collection must know to name a picture's final place.
 
-    The catalog keeps `workspace` in `<project>/data/09_workspace/<recipe>` and `images` in
-    `<project>/data/02_intermediate/<recipe>/images`; saving `images` elsewhere is refused.
+    Attributes:
+        files: where the bytes will lie once `images` is saved.
+        stage: where they lie until then.
     """
 
     project: Path
-    images: Path
+    files: Path
     stage: Path
 
     @classmethod
-    def of(cls, workspace: Path) -> DataFolders:
-        workspace = workspace.absolute()
-        data = workspace.parent.parent
-        return cls(
-            project=data.parent,
-            images=data / "02_intermediate" / workspace.name / "images",
-            stage=workspace / "images",
-        )
-
-    @property
-    def files(self) -> Path:
-        return self.images / FILES_FOLDER
+    def of(cls, workspace: Workspace) -> DataFolders:
+        return cls(workspace.project, workspace.images, workspace.path / "images")
 
 
 class Picture(NamedTuple):
-    """A distinct picture on the stage. Kept for every image of a run, hence small."""
+    """A distinct picture on the stage. Kept small, because there is one for every picture of a run."""
 
     sha256: str
     suffix: str
@@ -79,10 +76,11 @@ class Picture(NamedTuple):
     height: int
     num_bytes: int
     look: bytes
+    is_plain: bool
 
 
 class _Fault(NamedTuple):
-    """A fault without the traceback of its exception, which would keep the image's bytes alive."""
+    """A fault without the traceback of its exception, which would keep the picture's bytes in memory."""
 
     reason: Reason
     detail: str
@@ -97,34 +95,64 @@ class ImageStage:
         limits: ImageParameters,
         source_folders: Sequence[Path],
         fetch: Fetch | None = None,
+        *,
+        writes: bool = True,
     ) -> None:
-        """`source_folders` may be read beside the project and `image.allowed_roots`; without `fetch` no address is."""
+        """Allow `source_folders` besides the project and `image.allowed_roots`; without `fetch` no URL is fetched.
+
+        Without `writes` pictures are checked, but nothing is written.
+        """
+        self._writes = writes
+        self._num_thumbnails = 0
         self._fetch = fetch
         self._address_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._folders = folders
-        self._content_folder = folders.files.relative_to(folders.project).as_posix()
+        self._content_folder = relative(folders.files, folders.project)
         self._limits = limits
         self._allowed_roots = readable_roots(folders.project, source_folders, limits)
+        self._look_alikes = LookAlikes(source_folders)
         self._lock = threading.Lock()
         self._by_content: dict[str, Picture | _Fault | Exception | threading.Event] = {}
-        self._by_path: dict[str, Picture | _Fault] = {}
+        self._by_place: dict[str, Picture | _Fault] = {}
         self._stage_folder, self._files_folder = str(folders.stage), str(folders.files)
-        folders.stage.mkdir(parents=True, exist_ok=True)
+        if writes:
+            folders.stage.mkdir(parents=True, exist_ok=True)
 
-    def add(self, image: bytes | Path) -> Picture:
+    def add(self, image: Reference) -> Picture:
         """Check a picture and stage its bytes.
 
         Raises:
             RowError: when it cannot be read or used.
-            OSError: when its bytes cannot be written; what was staged so far serves the next run.
+            OSError: when its bytes cannot be written; the next run uses what was staged so far.
         """
-        outcome = self._add_bytes(image) if isinstance(image, bytes) else self._add_file(str(image))
+        if isinstance(image, bytes):
+            outcome = self._add_bytes(image)
+        else:
+            outcome = self._add_address(image.url) if isinstance(image, Address) else self._add_file(str(image))
         if isinstance(outcome, _Fault):
             raise RowError(outcome.reason, outcome.detail)
         return outcome
 
+    def thumbnail(self, image: Reference) -> str | None:
+        """A small picture of what is not staged, as a data URI: of a rejected row whose picture is no fault.
+
+        None if it cannot be shown, is not on this machine, or MAX_THUMBNAILS were made.
+        """
+        if self._num_thumbnails >= MAX_THUMBNAILS or not self._writes:
+            return None
+        self._num_thumbnails += 1
+        try:
+            if isinstance(image, Address):
+                data = self._read_fetched(image.url) or b""
+            else:
+                data = image if isinstance(image, bytes) else read_allowed_file(str(image), self._allowed_roots)
+            facts = inspect_image(data, self._limits)
+            return picture_data(open_image(data, max_pixels=facts.width * facts.height), THUMBNAIL_SIDE)
+        except (RowError, OSError):
+            return None
+
     def entry(self, image_id: str, picture: Picture) -> ImageEntry:
-        """The line of the manifest for a picture."""
+        """Return the manifest entry of a picture."""
         return ImageEntry(
             image_id,
             picture.sha256,
@@ -135,34 +163,39 @@ class ImageStage:
             picture.num_bytes,
         )
 
-    def _add_file(self, path: str) -> Picture | _Fault:
-        address = address_of_path(path)
-        if address is not None:
-            with self._lock:
-                lock = self._address_locks[address]
-            with lock:  # rows that share a picture stand together: one fetches, the others wait
-                return self._by_path.get(path) or self._add_new(path, address, lambda: self._read_address(address))
-        known = self._by_path.get(path)
-        return known or self._add_new(path, path, lambda: read_allowed_file(path, self._allowed_roots))
+    def _add_address(self, url: str) -> Picture | _Fault:
+        with self._lock:
+            lock = self._address_locks[url]
+        with lock:  # rows that share a picture are often adjacent: one fetches, the others wait
+            known = self._by_place.get(url)
+            if known is not None:
+                return known
+            added = self._add_new(url, lambda: self._read_address(url))
+            if not isinstance(added, _Fault):
+                self._note_fetched(url, added)
+            return added
 
-    def _add_new(self, path: str, shown: str, read: Callable[[], bytes]) -> Picture | _Fault:
+    def _add_file(self, path: str) -> Picture | _Fault:
+        known = self._by_place.get(path)
+        return known or self._add_new(path, lambda: read_allowed_file(path, self._allowed_roots, self._look_alikes))
+
+    def _add_new(self, place: str, read: Callable[[], bytes]) -> Picture | _Fault:
         try:
             added = self._add_bytes(read())
         except RowError as fault:
             added = _Fault(fault.reason, fault.detail)
         if isinstance(added, _Fault):
-            added = added._replace(detail=f"{shown}: {added.detail}")
-        elif shown != path:
-            self._note_fetched(shown, added)
-        self._by_path[path] = added
+            added = added._replace(detail=f"{place}: {added.detail}")
+        self._by_place[place] = added
         return added
 
     def _read_address(self, address: str) -> bytes:
-        """The bytes behind an address: from the store when an earlier run fetched them, else from the network."""
+        """Return the bytes behind a URL: from the store if an earlier run fetched them, else from the network."""
         if self._fetch is None:
             raise RowError(
                 "url_not_allowed",
-                "It is a URL; to have it fetched, set image.allow_urls: true and list image.url_hosts.",
+                "This is a URL, and URLs are not fetched here. A run with image.allow_urls: true and the host in "
+                "image.url_hosts fetches it.",
             )
         stored = self._read_fetched(address)
         if stored is not None:
@@ -193,8 +226,8 @@ class ImageStage:
 
     def _note_fetched(self, address: str, picture: Picture) -> None:
         note = self._note_of(address)
-        unfinished = note.with_name(f".{note.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):  # without its note a picture is fetched once more, and nothing else
+        unfinished = temporary(note)
+        with contextlib.suppress(OSError):  # without its note the picture is only fetched once more
             note.parent.mkdir(exist_ok=True)
             unfinished.write_text(f"{picture.sha256}{picture.suffix}", encoding="ascii")
             unfinished.replace(note)
@@ -206,9 +239,9 @@ class ImageStage:
         if known is waiting:
             return self._inspect(data, sha256, waiting)
         if isinstance(known, threading.Event):
-            known.wait()  # another thread has this very picture in hand, so this cannot block for ever
+            known.wait()  # another thread is checking this picture, so this cannot block forever
             known = self._by_content[sha256]
-        if isinstance(known, Exception):  # what stopped that thread stops this one
+        if isinstance(known, Exception):  # a failure of that thread fails this one too
             raise known
         assert not isinstance(known, threading.Event)
         return known
@@ -216,8 +249,11 @@ class ImageStage:
     def _inspect(self, data: bytes, sha256: str, waiting: threading.Event) -> Picture | _Fault:
         try:
             facts = inspect_image(data, self._limits)
-            self._stage(data, f"{sha256}{facts.suffix}")
-            outcome: Picture | _Fault = Picture(sha256, facts.suffix, facts.width, facts.height, len(data), facts.look)
+            if self._writes:
+                self._stage(data, f"{sha256}{facts.suffix}")
+            outcome: Picture | _Fault = Picture(
+                sha256, facts.suffix, facts.width, facts.height, len(data), facts.look, facts.is_plain
+            )
             self._by_content[sha256] = outcome
         except RowError as fault:
             outcome = self._by_content[sha256] = _Fault(fault.reason, fault.detail)
@@ -229,11 +265,11 @@ class ImageStage:
         return outcome
 
     def _stage(self, data: bytes, name: str) -> None:
-        """Write the bytes unless they are staged or stored already, compared byte by byte."""
+        """Write the bytes unless equal bytes are staged or stored already."""
         staged = f"{self._stage_folder}/{name}"
         if _holds(f"{self._files_folder}/{name}", data) or _holds(staged, data):
             return
-        unfinished = f"{self._stage_folder}/.{name}.{os.getpid()}"  # two runs may share a workspace
+        unfinished = f"{self._stage_folder}/{temporary_name(name)}"  # two runs may share a workspace
         try:
             Path(unfinished).write_bytes(data)
             os.replace(unfinished, staged)
@@ -244,13 +280,16 @@ class ImageStage:
 
 
 def readable_roots(project: Path, folders: Sequence[Path], image: ImageParameters) -> tuple[str, ...]:
-    """The real places of the folders whose pictures may be read: the project, `folders` and `image.allowed_roots`."""
+    """Return the resolved folders whose pictures may be read: the project, `folders` and `image.allowed_roots`."""
     allowed = (project, *folders, *(project / Path(root).expanduser() for root in image.allowed_roots))
     return tuple(dict.fromkeys(os.path.realpath(root) for root in allowed))
 
 
-def read_allowed_file(path: str, allowed_roots: Sequence[str]) -> bytes:
-    """Read an image file whose real place, links followed, lies below one of the folders.
+def read_allowed_file(path: str, allowed_roots: Sequence[str], look_alikes: LookAlikes | None = None) -> bytes:
+    """Read a picture file whose path, with links resolved, is below one of the folders.
+
+    Args:
+        look_alikes: suggests a similar file for a path that does not exist.
 
     Raises:
         RowError: `outside_allowed_roots`, `missing_image`, `unreadable_file` or `file_too_large`.
@@ -258,46 +297,39 @@ def read_allowed_file(path: str, allowed_roots: Sequence[str]) -> bytes:
     try:
         real = os.path.realpath(path)
         if not any(real.startswith(f"{root.rstrip(os.sep)}{os.sep}") for root in allowed_roots):
+            if not os.path.lexists(real):  # allowing a folder would not help
+                raise FileNotFoundError(real)
             raise RowError(
                 "outside_allowed_roots",
-                f"The file lies outside the folders that may be read ({', '.join(allowed_roots)}). "
+                f"The file is outside the folders that may be read ({', '.join(allowed_roots)}). "
                 f"To allow it, add its folder to image.allowed_roots: [{Path(real).parent}].",
             )
         return _read_regular_file(real)
     except RowError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise RowError("missing_image", f"There is no such file.{_look_alike(path)}") from error
+        hint = "" if look_alikes is None else look_alikes.hint(path)
+        raise RowError("missing_image", f"File not found.{hint}") from error
     except ValueError as error:  # a NUL in the name
-        raise RowError("missing_image", f"There can be no such file: {error}.") from error
+        raise RowError("missing_image", f"Invalid file name: {error}.") from error
     except OSError as error:
         if error.errno in _NOT_THE_FILES_FAULT:
             raise
         raise RowError("unreadable_file", f"The file cannot be read: {error.strerror}.") from error
 
 
-def _look_alike(path: str) -> str:
-    """What may have been meant: paths written on Windows, and names that macOS writes in another Unicode form."""
-    forms = (path.replace("\\", "/"), unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path))
-    meant = next((form for form in forms if form != path and os.access(form, os.R_OK)), None)
-    if meant is None:
-        return ""
-    how = "with slashes" if meant == forms[0] else "in another Unicode form"
-    return f" There is one that is written {how}: {meant.encode('unicode_escape').decode()}."
-
-
 def _read_regular_file(path: str) -> bytes:
     with open(path, "rb", buffering=0, opener=_open_without_waiting) as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode):
-            raise RowError("unreadable_file", "It is no regular file.")
+            raise RowError("unreadable_file", "Not a regular file.")
         if facts.st_size > MAX_FILE_BYTES:
             raise RowError("file_too_large", f"The file has {facts.st_size} bytes; at most {MAX_FILE_BYTES} are read.")
         return file.read()
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    # Opening a pipe the plain way would wait for a writer for ever. Windows has no such flag.
+    # Without this flag, opening a pipe waits for a writer forever. Windows has no such flag.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 

@@ -1,22 +1,22 @@
-"""The image store: every picture once, by content, and a handle that reads it lazily.
+"""The image store: every picture once, by content, and a handle that reads pictures lazily.
 
     <root>/files/<sha256><suffix>                  the original bytes, never re-encoded
     <root>/manifest.csv/<version>/manifest.csv     which pictures a version holds
     <root>/manifest.csv/<version>/looks.npy        their difference hashes, so that no later step decodes them again
 
-Files are shared by all versions and only ever added. Knows nothing of rows or captions.
+All versions share the files, which are only added. Knows nothing of rows or captions.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
+from qwen_vl_lora.runs.storage import move
 from qwen_vl_lora.samples.image_files import LOOK_BYTES, open_image
 from qwen_vl_lora.samples.looks import Looks
 from qwen_vl_lora.samples.records import RowError
@@ -25,18 +25,22 @@ from qwen_vl_lora.samples.texts import spreadsheet_cell, text_of_cell
 if TYPE_CHECKING:
     from PIL import Image
 
-FILES_FOLDER = "files"
 MANIFEST_COLUMNS = ("id", "sha256", "path", "width", "height", "bytes")
 LOOKS_FILE = "looks.npy"
 _REMEDY = "Run `kedro run --pipeline data_engineering` again: it restores the file from the source."
+
+
+def files_folder(manifest: Path) -> Path:
+    """The folder of the bytes, from the path that the catalog gives the manifests."""
+    return manifest.parent / "files"
 
 
 class ImageEntry(NamedTuple):
     """One line of the manifest: an id and the picture it names. A picture under two ids has two lines.
 
     Attributes:
-        folder: of the file, relative to the project root, with forward slashes; one text for all entries.
-        suffix: with its dot.
+        folder: folder of the file, relative to the project root, with forward slashes; shared by all entries.
+        suffix: with the dot.
         width, height: pixels, after the EXIF orientation was applied.
         bytes: size of the file.
     """
@@ -51,19 +55,19 @@ class ImageEntry(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The stable content path, relative to the project root: what conversations and tables hold."""
+        """The stable content path, relative to the project root, as in conversations and tables."""
         return f"{self.folder}/{self.file_name}"
 
     @property
     def file_name(self) -> str:
-        """Name below `files/`."""
+        """File name below `files/`."""
         return f"{self.sha256}{self.suffix}"
 
 
 class ImageStore:
     """The pictures of one version: facts in memory, bytes on demand.
 
-    Iterates over distinct pictures in the order in which the source first gave them.
+    Iterates over distinct pictures in the order of their first occurrence in the source.
     """
 
     def __init__(
@@ -71,7 +75,7 @@ class ImageStore:
     ) -> None:
         """`files` is the folder of the bytes; `looks` a difference hash for each distinct picture, or their file.
 
-        Of staged pictures, `published` is the folder that the entries' paths already name.
+        For staged pictures, `published` is the folder that the paths of the entries name.
         """
         self.files = files
         self.published = published or files
@@ -95,48 +99,48 @@ class ImageStore:
         return f"ImageStore({len(self)} images in {self.files})"
 
     def by_sha256(self, sha256: str) -> ImageEntry:
-        """Raises: DataFormatError when the version does not hold it."""
-        return self._require(self._by_sha256.get(sha256), f"image with sha256 {sha256!r}")
+        """Raises: DataFormatError when the version does not contain it."""
+        return self._require(self._by_sha256.get(sha256), f"picture with sha256 {sha256!r}")
 
     def by_path(self, path: str) -> ImageEntry:
-        """The entry of a content path as conversations and tables hold it.
+        """Return the entry for a content path of a conversation or table.
 
-        The file's name decides, being the content's hash: data folders may have been moved or copied.
+        Only the file name, the hash of the content, is compared: data folders may have been moved or copied.
 
         Raises:
-            DataFormatError: when the version does not hold it.
+            DataFormatError: when the version does not contain it.
         """
         sha256 = path.rpartition("/")[2].partition(".")[0]
         return self._require(self._by_sha256.get(sha256), f"image {path!r}")
 
     def by_id(self, image_id: str) -> ImageEntry:
-        """Raises: DataFormatError when the version does not hold it."""
+        """Raises: DataFormatError when the version does not contain it."""
         if self._by_id is None:
             self._by_id = {entry.id: entry for entry in self.entries}
-        return self._require(self._by_id.get(image_id), f"image with id {image_id!r}")
+        return self._require(self._by_id.get(image_id), f"picture with id {image_id!r}")
 
     def file(self, sha256: str) -> Path:
-        """Where the bytes of a picture lie."""
+        """Return the file of a picture."""
         return self.files / self.by_sha256(sha256).file_name
 
     def read_bytes(self, sha256: str) -> bytes:
-        """The original bytes, hashed again: an altered file is never used.
+        """Return the original bytes, hashed again so that an altered file is never used.
 
         Raises:
-            MissingArtifactError: when the file is gone.
-            DataFormatError: when its content is no longer that of its name.
+            MissingArtifactError: when the file does not exist.
+            DataFormatError: when its content no longer matches its name.
         """
         file = self.file(sha256)
         try:
             data = file.read_bytes()
         except FileNotFoundError as error:
-            raise MissingArtifactError(f"The image {file} is missing. {_REMEDY}") from error
+            raise MissingArtifactError(f"The picture {file} is missing. {_REMEDY}") from error
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise DataFormatError(f"The image {file} was altered: its name is no longer its sha256. {_REMEDY}")
+            raise DataFormatError(f"The picture {file} was altered: its name is no longer its sha256. {_REMEDY}")
         return data
 
     def open(self, sha256: str) -> Image.Image:
-        """The picture as the model should see it: upright, RGB, transparent parts white."""
+        """Return the picture for the model: upright, RGB, transparent parts white."""
         data = self.read_bytes(sha256)
         try:
             entry = self.by_sha256(sha256)
@@ -148,14 +152,14 @@ class ImageStore:
         """Read and hash every picture.
 
         Raises:
-            MissingArtifactError, DataFormatError: for the first that is missing or altered.
+            MissingArtifactError, DataFormatError: for the first picture that is missing or altered.
         """
         for entry in self:
             self.read_bytes(entry.sha256)
 
     @property
     def looks(self) -> Looks:
-        """Difference hashes in the order of iteration. Read at the first use: only the split wants them."""
+        """Difference hashes in the order of iteration. Read at the first use, because only the split needs them."""
         if isinstance(self._looks, Path):
             self._looks = _read_looks(self._looks, len(self))
         return self._looks
@@ -163,35 +167,34 @@ class ImageStore:
     def _require(self, entry: ImageEntry | None, what: str) -> ImageEntry:
         if entry is None:
             raise DataFormatError(
-                f"The {what} is not among the {len(self)} images of this version in {self.files}. "
+                f"The {what} is not among the {len(self)} pictures of this version in {self.files}. "
                 "Use `images` and conversations of one data run, or run data_engineering again."
             )
         return entry
 
 
 def publish_files(staged: ImageStore, files: Path) -> None:
-    """Move staged bytes into the store. What is there already stays: its name is its content.
+    """Move staged bytes into the store. Existing files are kept, because their name is the hash of their content.
 
     Raises:
         DataFormatError: when a picture is neither staged nor in the store.
     """
     files.mkdir(parents=True, exist_ok=True)
-    source, target = str(staged.files), str(files)
     for entry in staged:
         name = entry.file_name
         try:
-            os.replace(f"{source}/{name}", f"{target}/{name}")
+            move(staged.files / name, files / name)
         except FileNotFoundError as error:
-            # No MissingArtifactError: Kedro explains a FileNotFoundError of any save in its own, wrong way.
+            # Not MissingArtifactError: Kedro gives a wrong explanation for a FileNotFoundError in a save.
             if not _has_size(files / name, entry.bytes):
                 raise DataFormatError(
-                    f"The image {name} is neither staged in {staged.files} nor stored in {files}: "
-                    "something removed it during the run. Run again."
+                    f"The picture {name} is neither staged in {staged.files} nor stored in {files}: "
+                    "it was removed during the run. Run again."
                 ) from error
 
 
 def write_manifest(store: ImageStore, file: Path) -> None:
-    """Write the manifest, and the looks beside it."""
+    """Write the manifest, and the difference hashes beside it."""
     import numpy as np
 
     np.save(file.with_name(LOOKS_FILE), store.looks, allow_pickle=False)
@@ -205,11 +208,11 @@ def write_manifest(store: ImageStore, file: Path) -> None:
 
 
 def read_manifest(file: Path, files: Path) -> ImageStore:
-    """Read the handle of one version; its bytes lie in `files`.
+    """Read the handle of one version, whose bytes are in `files`.
 
     Raises:
         MissingArtifactError: when there is no manifest.
-        DataFormatError: when it is not one.
+        DataFormatError: when the file is not a manifest.
     """
     try:
         with file.open(encoding="utf-8", newline="") as lines:
@@ -220,12 +223,12 @@ def read_manifest(file: Path, files: Path) -> ImageStore:
     except FileNotFoundError as error:
         raise MissingArtifactError(f"The manifest {file} is missing. {_REMEDY}") from error
     except (ValueError, csv.Error) as error:
-        raise DataFormatError(f"{file} is no manifest of images: {error}. {_REMEDY}") from error
+        raise DataFormatError(f"{file} is not a manifest of images: {error}. {_REMEDY}") from error
     return ImageStore(files, entries, file.with_name(LOOKS_FILE))
 
 
 def _read_entries(rows: Iterable[list[str]]) -> Iterator[ImageEntry]:
-    texts: dict[str, str] = {}  # folders, suffixes and sizes repeat: one object each
+    texts: dict[str, str] = {}  # folders, suffixes and sizes repeat: keep one object each
     pixels: dict[str, int] = {}
     for image_id, sha256, path, width, height, size in rows:
         folder, _, name = path.rpartition("/")
@@ -254,11 +257,11 @@ def _read_looks(file: Path, num_images: int) -> Looks:
     except FileNotFoundError as error:
         raise MissingArtifactError(f"{file} is missing. {_REMEDY}") from error
     except (ValueError, EOFError) as error:
-        raise DataFormatError(f"{file} holds no difference hashes: {error}. {_REMEDY}") from error
+        raise DataFormatError(f"{file} does not contain difference hashes: {error}. {_REMEDY}") from error
     if looks.dtype != np.uint64 or looks.shape != (num_images, LOOK_BYTES // 8):
         raise DataFormatError(
-            f"{file} must hold {LOOK_BYTES} bytes for each of {num_images} images; "
-            f"came {looks.shape} of {looks.dtype}. {_REMEDY}"
+            f"{file} must contain {LOOK_BYTES} bytes for each of {num_images} pictures; "
+            f"got {looks.shape} of {looks.dtype}. {_REMEDY}"
         )
     return looks
 

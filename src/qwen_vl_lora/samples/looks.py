@@ -1,6 +1,6 @@
-"""Pictures that look alike though their bytes differ: scaled, re-encoded, slightly edited copies.
+"""Finds pictures that look alike although their bytes differ: scaled, re-encoded, slightly edited copies.
 
-Works on the difference hashes that `image_files` makes when a picture is decoded.
+Works on the difference hashes that `image_files` computes when it decodes a picture.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 Looks: TypeAlias = "npt.NDArray[np.uint64]"
-"""A row of LOOK_BYTES for each picture."""
+"""LOOK_BYTES for each picture, one picture per array row."""
 
 MAX_DISTANCE = 8
-"""Bits, of 8 LOOK_BYTES. Measured on 600 drawn scenes, which are as alike as pictures get: it finds 99 % of copies
-saved as JPEG at quality 75 and 94 % of those at half the size; of 179,700 pairs of different scenes 8 are within it."""
+"""Bits, of 8 * LOOK_BYTES. Measured on 600 drawn scenes, which are very similar: it finds 99 % of copies saved as
+JPEG at quality 75 and 94 % of those at half the size; of 179,700 pairs of different scenes 8 are within it."""
 
 
 class NearDuplicate(NamedTuple):
-    """Two pictures (sha256) and the number of bits in which their looks differ."""
+    """Two pictures (sha256) and the number of bits in which their difference hashes differ."""
 
     one: str
     other: str
@@ -31,7 +31,7 @@ class NearDuplicate(NamedTuple):
 
 
 def stack_looks(looks: Mapping[str, bytes]) -> Looks:
-    """One array of the looks, in the order of the mapping."""
+    """Return one array of the difference hashes, in the order of the mapping."""
     import numpy as np
 
     return np.frombuffer(b"".join(looks.values()), dtype=np.uint64).reshape(len(looks), LOOK_BYTES // 8)
@@ -40,10 +40,10 @@ def stack_looks(looks: Mapping[str, bytes]) -> Looks:
 def find_near_duplicates(
     ones: Iterable[str], others: Iterable[str], places: Mapping[str, int], looks: Looks
 ) -> list[NearDuplicate]:
-    """Pairs between two sets of pictures whose looks differ in at most MAX_DISTANCE bits.
+    """Return pairs between two sets of pictures whose hashes differ in at most MAX_DISTANCE bits.
 
-    `places` says which row of `looks` is a picture's. Every pair is compared, the smaller set row
-    by row: the held-out side is small, and one row against 100,000 pictures takes milliseconds.
+    `places` maps a picture to its index in `looks`. Every pair is compared, looping over the smaller
+    set: the held-out side is small, and one picture against 100,000 takes milliseconds.
     """
     import numpy as np
 

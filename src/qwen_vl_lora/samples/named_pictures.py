@@ -1,7 +1,7 @@
-"""Pictures that a user names, outside of any data run: a folder, a table of paths, single files.
+"""Pictures that a user names, independent of a data run: a folder, a table of paths, single files.
 
-They stay where they are and are read when they are needed. One that cannot be used is kept in the
-list with its reason. Knows nothing of captions.
+The files are not copied; they are read when needed. An unusable picture stays in the list with its
+reason. Knows nothing of captions.
 """
 
 from __future__ import annotations
@@ -11,21 +11,24 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
+from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError, ParameterError
 from qwen_vl_lora.parameters import ImageParameters
+from qwen_vl_lora.samples.fields import find_fields
 from qwen_vl_lora.samples.image_files import inspect_image
 from qwen_vl_lora.samples.image_stage import read_allowed_file, readable_roots
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
 from qwen_vl_lora.samples.looks import stack_looks
-from qwen_vl_lora.samples.records import Reason, RowError
-from qwen_vl_lora.samples.references import resolve_reference
-from qwen_vl_lora.samples.tables import read_table, require_text
+from qwen_vl_lora.samples.records import Address, Reason, RowError
+from qwen_vl_lora.samples.references import Place
+from qwen_vl_lora.samples.source import AS_USUAL
+from qwen_vl_lora.samples.tables import first_line, read_table, require_text
 
 _READ = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp")
 _REFUSED = (".tif", ".tiff", ".dng", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".ico", ".psd", ".ppm", ".qoi")
 PICTURE_SUFFIXES = frozenset((*_READ, *_REFUSED))
-"""What counts as a picture in a folder. Forms that are not read get a reason: leaving them out would look like loss."""
+"""Endings of pictures in a folder. Unsupported formats get a reason, so that no picture disappears silently."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,9 @@ class NamedPicture:
     """A picture as the user named it.
 
     Attributes:
-        path: as it stands in the table, or the file's path; bytes that are not UTF-8 as \\udc….
-        sha256: of its bytes; None when it cannot be used.
-        reason: why not, as `word: sentence`; empty when it can.
+        path: as written in the table, or the file's path; bytes that are not UTF-8 as \\udc….
+        sha256: of its bytes; None if it is unusable.
+        reason: why it is unusable, as `word: sentence`; else empty.
     """
 
     path: str
@@ -44,10 +47,10 @@ class NamedPicture:
 
 
 class LoosePictures(ImageStore):
-    """Pictures where the user keeps them, by the sha256 of their bytes."""
+    """The user's picture files by the sha256 of their bytes."""
 
     def __init__(self, entries: Sequence[ImageEntry], sources: Mapping[str, bytes | Path]) -> None:
-        """`sources` holds the file of each sha256, or its bytes where a table holds them itself."""
+        """`sources` maps each sha256 to its file, or to the bytes if a table contains them."""
         super().__init__(Path(), entries, stack_looks({}))
         self.sources = sources
 
@@ -64,7 +67,7 @@ class LoosePictures(ImageStore):
 
 @dataclass(frozen=True)
 class Gathered:
-    """Pictures in the order in which they were named, and the usable ones by content."""
+    """Pictures in the order in which they were named, and usable ones by content."""
 
     named: list[NamedPicture]
     images: LoosePictures
@@ -75,14 +78,32 @@ class Gathered:
         return list(dict.fromkeys(picture.sha256 for picture in self.named if picture.sha256))
 
 
+def named_place(images: str | None) -> Path:
+    """Return the place that `inference.images` names.
+
+    Raises:
+        ParameterError: if it names none.
+        MissingArtifactError: if it does not exist.
+    """
+    if images is None:
+        raise ParameterError(
+            "inference.images is not set. Give a folder, a picture, or a CSV with the column image_path: "
+            'kedro run --pipeline inference --params "inference.images=path/to/folder".'
+        )
+    place = Path(images).expanduser()
+    if not place.exists():
+        raise MissingArtifactError(_not_found(place))
+    return place
+
+
 def gather_pictures(places: Sequence[Path], image: ImageParameters, *, recursive: bool) -> Gathered:
     """Check the pictures that `places` name: folders, files, or a CSV with the column image_path.
 
-    Folders and files that are named here may be read; what they link to or name must lie in them, beside the table,
-    in the project, or below `image.allowed_roots`. One of several places that gives nothing is kept with its reason.
+    Folders and files that are named here may be read. Files that they link to or name must be inside them, beside the
+    table, in the project, or below `image.allowed_roots`. A place without pictures, among several, gets a reason.
 
     Raises:
-        MissingArtifactError: when a single place is not there or holds no picture at all.
+        MissingArtifactError: when a single place does not exist or contains no picture.
         DataFormatError: when a single table has no column image_path, or cannot be read to its end.
     """
     checked = _Checked(image)
@@ -93,8 +114,8 @@ def gather_pictures(places: Sequence[Path], image: ImageParameters, *, recursive
                 checked.add(shown, source, roots)
             if len(checked.named) == before:
                 raise MissingArtifactError(
-                    f"{place} holds no picture. Required: files that end with {', '.join(_READ)}"
-                    f"{'' if recursive else '; inference.recursive: true looks into its folders too'}."
+                    f"No pictures found in {place}. Expected files that end with {', '.join(_READ)}"
+                    f"{'' if recursive else '; inference.recursive: true also searches its subfolders'}."
                 )
         except (MissingArtifactError, DataFormatError) as fault:
             if len(places) == 1:
@@ -107,7 +128,7 @@ def gather_pictures(places: Sequence[Path], image: ImageParameters, *, recursive
 def _find_pictures(
     place: Path, image: ImageParameters, *, recursive: bool
 ) -> Iterator[tuple[str, bytes | Path | RowError, tuple[str, ...]]]:
-    """What each picture is called, where it is, and the folders that may be read for it."""
+    """Yield the name of each picture, its place, and the folders that may be read for it."""
     if place.is_dir():
         roots = readable_roots(Path.cwd(), [place], image)
         for path in sorted(place.rglob("*") if recursive else place.iterdir()):
@@ -118,29 +139,43 @@ def _find_pictures(
         roots = readable_roots(Path.cwd(), [folder], image)
         with place.open("rb") as opened:
             require_text(opened, place)
-            for _, record in read_table(opened, place, ("image_path",)):
-                yield *_picture_of(record, folder), roots
+            lines = read_table(opened, place, lambda names: find_fields(names, AS_USUAL).image is not None)
+            header = cast(list[str], next(lines)[1])
+            image_column = find_fields(header, AS_USUAL).image
+            if image_column is None:
+                raise DataFormatError(
+                    f"{place} needs a column for the picture, such as image_path; its first line has: "
+                    f"{first_line(header)}. The first line names the columns, separated by commas."
+                )
+            for _, cells in lines:
+                yield *_picture_of(cells, header.index(image_column), Place(folder)), roots
     elif place.exists():
         yield place.as_posix(), place, (str(Path(os.path.realpath(place)).parent),)
     else:
-        raise MissingArtifactError(
-            f"{place} is not there. Give a folder, a picture, or a CSV with the column image_path; "
-            f"relative paths start at {Path.cwd()}."
-        )
+        raise MissingArtifactError(_not_found(place))
 
 
-def _picture_of(record: dict[str, str] | RowError, folder: Path) -> tuple[str, bytes | Path | RowError]:
-    if isinstance(record, RowError):
-        return "", record
-    reference = record["image_path"].strip()
+def _not_found(place: Path) -> str:
+    return (
+        f"Pictures not found: {place}. Expected a folder, a picture, or a CSV with the column image_path; "
+        f"relative paths start at {Path.cwd()}."
+    )
+
+
+def _picture_of(cells: list[str] | RowError, column: int, place: Place) -> tuple[str, bytes | Path | RowError]:
+    if isinstance(cells, RowError):
+        return "", cells
+    reference = cells[column].strip()
     try:
-        return reference, resolve_reference(reference, folder)
+        picture = place.resolve(reference)
     except RowError as fault:
         return reference, fault
+    assert not isinstance(picture, Address)  # this place reads no URLs
+    return reference, picture
 
 
 class _Checked:
-    """Pictures checked so far; each distinct content is decoded once."""
+    """The pictures checked so far; each distinct content is decoded once."""
 
     def __init__(self, image: ImageParameters) -> None:
         self._image = image
@@ -149,7 +184,7 @@ class _Checked:
         self.sources: dict[str, bytes | Path] = {}
 
     def add(self, shown: str, source: bytes | Path | RowError, roots: tuple[str, ...]) -> None:
-        shown = shown.encode("utf-8", errors="backslashreplace").decode("utf-8")  # a file's name may be any bytes
+        shown = shown.encode("utf-8", errors="backslashreplace").decode("utf-8")  # a file name may be any bytes
         try:
             self.named.append(NamedPicture(shown, self._check(source, roots)))
         except RowError as fault:

@@ -1,6 +1,6 @@
-"""What a source would become, looked at before anything is collected: texts for real, pictures by their headers.
+"""Previews a source before collection: texts are checked fully, pictures by their headers.
 
-Nothing is decoded, fetched or written. Pictures of files are told apart by their paths, so the same picture under two
+Nothing is decoded, fetched or written. Files are distinguished by their paths, so the same picture under two
 paths counts twice here.
 """
 
@@ -13,21 +13,21 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwen_vl_lora.hub.addresses import address_of_path, path_of_address
 from qwen_vl_lora.parameters import CaptionsParameters, ImageParameters, PromptParameters
-from qwen_vl_lora.samples.collection import take_rows
+from qwen_vl_lora.samples.collection import collapses_whitespace, take_rows
 from qwen_vl_lora.samples.conversations import build_conversations
 from qwen_vl_lora.samples.image_files import measure_image
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
-from qwen_vl_lora.samples.records import Rejection, SourceSample, Turn
+from qwen_vl_lora.samples.records import Address, Reference, Rejection, Row, SourceSample, Turn
+from qwen_vl_lora.samples.source import GivenRows, Reading, Source, as_source
 from qwen_vl_lora.samples.turns import clean_turns
 
 TYPICAL_CAPTION = "A man in a red jacket rides a horse along the beach."
-"""Of 11 words, as COCO's captions have on average (10.5)."""
+"""A caption of 11 words; COCO's captions have 10.5 on average."""
 
 
 class Outlook(NamedTuple):
-    """Conversations and pictures as data_engineering would make them, and how many rows it would reject."""
+    """Conversations and pictures that data_engineering would make, and the number of rows that it would reject."""
 
     conversations: list[dict[str, Any]]
     images: ImageStore
@@ -35,23 +35,29 @@ class Outlook(NamedTuple):
 
 
 def look_ahead(
-    source: Iterable[SourceSample | Rejection],
+    source: Iterable[Row],
     captions: CaptionsParameters,
     image: ImageParameters,
     prompt: PromptParameters,
+    project: Path = Path(),
 ) -> Outlook:
-    """Read the rows of a source that `captions` asks for."""
+    """Read the rows of a source that `captions` selects; a relative path of `captions.exclude` starts at `project`."""
     entries: dict[str, ImageEntry] = {}
     samples: list[dict[str, Any]] = []
     rejected = 0
-    for row in take_rows(source, captions):
+    for row in take_rows(as_source(source).read_as(Reading.of(captions, image)), captions, project):
         if isinstance(row, Rejection):
             rejected += 1
             continue
         try:
-            turns = clean_turns(row.turns, len(row.images), captions.collapse_whitespace)
+            turns = clean_turns(
+                row.turns,
+                len(row.images),
+                collapse_whitespace=collapses_whitespace(row.form, captions),
+                keep_nothing_words=captions.nothing_words == "keep",
+            )
             pictures = [_entry(row.id, picture, image) for picture in row.images]
-        except (OSError, ValueError):  # a RowError is one, and a name that no file can have
+        except (OSError, ValueError):  # ValueError: a RowError, or an invalid file name
             rejected += 1
             continue
         entries.update((picture.sha256, picture) for picture in pictures)
@@ -61,28 +67,33 @@ def look_ahead(
                 "id": row.id,
                 "images": [picture.sha256 for picture in pictures],
                 "turns": [{"role": turn.role, "text": turn.text} for turn in turns],
+                **({} if row.split is None else {"split": row.split}),
             }
         )
     images = ImageStore(Path(), list(entries.values()), Path())
     return Outlook(build_conversations(samples, images, prompt), images, rejected)
 
 
-def typical_captions() -> Iterator[SourceSample]:
-    """Rows without end that stand for a source which is not on this machine: one caption of each picture."""
+def typical_captions() -> Source:
+    """Yield endless rows in place of a source that is not on this machine: one caption for each picture."""
+    return GivenRows(_typical_rows())
+
+
+def _typical_rows() -> Iterator[SourceSample]:
     for number, caption in enumerate(repeat(TYPICAL_CAPTION), start=1):
         name = f"picture_{number:06d}"
-        yield SourceSample(number, name, (path_of_address(f"https://{name}"),), (Turn("assistant", caption),))
+        yield SourceSample(number, name, (Address(f"https://{name}"),), (Turn("assistant", caption),))
 
 
-def _entry(image_id: str, picture: bytes | Path, image: ImageParameters) -> ImageEntry:
-    name = picture if isinstance(picture, bytes) else str(picture).encode()
+def _entry(image_id: str, picture: Reference, image: ImageParameters) -> ImageEntry:
+    name = picture if isinstance(picture, bytes) else str(picture).encode(errors="surrogateescape")
     width, height = _size(picture, image)
     return ImageEntry(image_id, hashlib.sha256(name).hexdigest(), "source", "", width, height, 0)
 
 
-def _size(picture: bytes | Path, image: ImageParameters) -> tuple[int, int]:
-    """Pixels by the header; where every picture gets one size, or an address is not fetched, any will do."""
-    if isinstance(picture, Path) and address_of_path(str(picture)) is not None:
+def _size(picture: Reference, image: ImageParameters) -> tuple[int, int]:
+    """Return width and height from the header; an arbitrary size if all are resized alike, or for a URL."""
+    if isinstance(picture, Address):
         side = int((image.max_pixels or 1) ** 0.5)
         return side, side
     if image.resized_height is not None:

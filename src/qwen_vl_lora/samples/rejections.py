@@ -1,4 +1,4 @@
-"""The table of what could not be used: `rejected_samples`, and what training left out in the same form."""
+"""The table of rejected rows: `rejected_samples`, and `left_out_samples` of training in the same form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_DETAIL_CHARACTERS = 500
 
 
 def rejection_table(rejections: Sequence[Rejection]) -> pd.DataFrame:
-    """Columns `row`, `image_id`, `reason` and `detail`, in the order of the rejections."""
+    """Return a table with the columns `row`, `image_id`, `reason` and `detail`, in the order of the rejections."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -29,7 +29,7 @@ def rejection_table(rejections: Sequence[Rejection]) -> pd.DataFrame:
 
 
 def text_column(texts: Iterable[str]) -> pd.Series[str]:
-    """A column that shares the texts it is given; pandas' own string type would copy them."""
+    """Return a column that shares the given texts; pandas' own string type would copy them."""
     import pandas as pd
 
     return pd.Series(list(texts), dtype="object")

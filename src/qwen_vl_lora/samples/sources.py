@@ -1,79 +1,125 @@
-"""Sources: captions in files that people have, read as rows.
+"""Captions in one file: a table, JSON or JSON Lines of any common form, recognised by content and not by name.
 
-Each source may be iterated again and again, keeps images as paths until a row is checked, and gives
-a `SourceSample` or a `Rejection` for every row. What makes a whole file unreadable is a
-`DataFormatError`. Knows the forms of files; `record_forms` knows those of one JSON record.
+Pictures remain paths until a row is checked. This module knows the layout of files; `record_forms` knows one record,
+`fields` the names of columns and keys, `published` the files of public data sets.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
-from qwen_vl_lora.hub.addresses import replace_address, replace_addresses
-from qwen_vl_lora.samples.record_forms import MARKED, read_record
-from qwen_vl_lora.samples.records import Rejection, RowError, SourceSample, Turn
-from qwen_vl_lora.samples.references import id_from_reference, resolve_reference
-from qwen_vl_lora.samples.tables import read_table, require_text
-from qwen_vl_lora.samples.texts import printable
+from qwen_vl_lora.samples import published
+from qwen_vl_lora.samples.fields import Fields, find_fields, is_readable
+from qwen_vl_lora.samples.meanings import check_flag
+from qwen_vl_lora.samples.record_files import TooDeep, read_records
+from qwen_vl_lora.samples.record_forms import RecordReader, read_or_reject
+from qwen_vl_lora.samples.records import Rejection, Row, RowError, SourceSample, Turn
+from qwen_vl_lora.samples.references import Place, id_from_reference
+from qwen_vl_lora.samples.source import Source
+from qwen_vl_lora.samples.tables import first_line, read_table, require_text
+from qwen_vl_lora.samples.values import captions_of, split_of
+from qwen_vl_lora.samples.workbooks import is_workbook, read_workbook
+from qwen_vl_lora.strict_json import MAX_DEPTH, is_deep
 
 FORMS = (
-    "CSV with the columns image_path and caption, the tutorials' JSON, LLaVA or ShareGPT JSON, "
-    "or JSON Lines with messages and images"
+    "CSV with the columns image_path and caption, JSON or JSON Lines of captions, LLaVA, ShareGPT, ms-swift, OpenAI or "
+    "the tutorials, a COCO captions file"
 )
+
+_GZIP = b"\x1f\x8b"
+_ZIP = b"PK\x03\x04"
+_COMMENT = re.compile(r"(^|[\s,\[{])(//|/\*)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class CaptionsFile:
-    """One file of captions: CSV or JSON of several forms, recognised by content and not by its name.
-
-    CSV: columns `image_path` and `caption`, optionally `image_id`; other columns are ignored; see `tables`.
-    JSON (a list) and JSON Lines: see `record_forms`. Paths are relative to the file.
+class CaptionsFile(Source):
+    """One file of captions.
 
     Attributes:
-        read_addresses: take https addresses as images too, as the paths that stand for them; without
-            it their rows are rejected.
+        file: CSV of any delimiter, Flickr8k's token file, a JSON list, a JSON object of a public data set, or JSON
+            Lines; any of them compressed with gzip.
+        image_folder: folder for relative paths of pictures; None is the folder of the file.
     """
 
     file: Path
-    read_addresses: bool = False
-
-    def with_addresses(self) -> CaptionsFile:
-        return replace(self, read_addresses=True)
+    image_folder: Path | None = None
 
     def __str__(self) -> str:
         return str(self.file)
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Where images may lie without being allowed: the file's own folder."""
-        return (self.file.absolute().parent,)
+        """Folders whose pictures may always be read: the folder of the file, and `image_folder`."""
+        own = self.file.absolute().parent
+        return (own,) if self.image_folder is None else (self.image_folder.absolute(), own)
 
-    def __iter__(self) -> Iterator[SourceSample | Rejection]:
+    def __iter__(self) -> Iterator[Row]:
+        self.bring(self.file)
         require_file(self.file, FORMS)
+        if self.image_folder is not None and not self.image_folder.is_dir():
+            raise MissingArtifactError(f"Folder of pictures not found: {self.image_folder}. Check image_folder.")
         with self.file.open("rb") as opened:
-            start = _first_character(opened, self.file)
+            start = opened.read(4)
             opened.seek(0)
-            if start == "[":
-                yield from self._rows_of_list(_parse_whole(opened, self.file))
-            elif start == "{":
-                yield from self._rows_of_lines(opened)
+            if start == _ZIP and is_workbook(self.file):
+                yield from self._rows_of_table(read_workbook(self.file, self._is_header))
+            elif start[:2] == _GZIP:
+                yield from self._rows_of_compressed(opened)
             else:
-                yield from self._rows_of_table(opened)
+                yield from self._rows(opened)
 
-    def _rows_of_table(self, opened: IO[bytes]) -> Iterator[SourceSample | Rejection]:
-        for row, record in read_table(opened, self.file, ("image_path", "caption")):
-            yield self._read_cells(row, record)
+    def _rows_of_compressed(self, opened: IO[bytes]) -> Iterator[Row]:
+        try:
+            with gzip.open(opened) as text:
+                yield from self._rows(cast(IO[bytes], text))
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataFormatError(f"{self.file} is a damaged gzip file: {error}. Download it again.") from error
 
-    def _rows_of_list(self, records: Any) -> Iterator[SourceSample | Rejection]:
+    @property
+    def _reader(self) -> RecordReader:
+        return RecordReader(Place(self.folders[0], self.reading.read_addresses), self.reading)
+
+    def _rows(self, opened: IO[bytes]) -> Iterator[Row]:
+        start = _start(opened, self.file)
+        opened.seek(0)
+        if start.startswith("["):
+            yield from self._rows_of_records(_parse_whole(opened, self.file, read_records))
+        elif start.startswith("{"):
+            yield from self._rows_of_lines(opened)
+        elif published.is_token_file(start):
+            yield from published.rows_of_token_file(opened, self._reader.place)
+        else:
+            yield from self._rows_of_table(read_table(opened, self.file, self._is_header))
+
+    def _is_header(self, names: Sequence[str]) -> bool:
+        return is_readable(names, self.reading)
+
+    def _rows_of_table(self, lines: Iterator[tuple[int, list[str] | RowError]]) -> Iterator[Row]:
+        _, header = next(lines)
+        assert isinstance(header, list)
+        table = _Table.of(header, self._reader, self.file)
+        for row, cells in lines:
+            yield from table.read(row, cells)
+
+    def _rows_of_records(self, records: Iterable[Any]) -> Iterator[Row]:
+        reader = self._reader
         for row, record in enumerate(records, start=1):
-            yield self._read_json_row(row, record)
+            yield from read_or_reject(reader, record, row)
 
-    def _rows_of_lines(self, opened: IO[bytes]) -> Iterator[SourceSample | Rejection]:
+    def _rows_of_lines(self, opened: IO[bytes]) -> Iterator[Row]:
+        tree = _only_object(opened, self.file)
+        if tree is not None:
+            yield from self._rows_of_object(tree)
+            return
+        reader = self._reader
         lines = (line for line in opened if line.removeprefix(b"\xef\xbb\xbf").strip())
         for row, line in enumerate(lines, start=1):
             try:
@@ -81,144 +127,148 @@ class CaptionsFile:
             except UnicodeDecodeError as error:
                 yield Rejection(row, "", "bad_encoding", f"The line is not UTF-8: {error}.")
             except (ValueError, RecursionError) as error:
-                if row == 1:
-                    self._refuse_single_object(opened)
-                yield Rejection(row, "", "malformed_row", f"The line is no JSON: {error}.")
+                yield Rejection(row, "", "malformed_row", f"The line is not JSON: {error}.")
             else:
-                if row == 1:
-                    _refuse_coco(record, self.file)
-                yield self._read_json_row(row, record)
+                yield from read_or_reject(reader, TooDeep() if is_deep(record) else record, row)
 
-    def _read_cells(self, row: int, record: dict[str, str] | RowError) -> SourceSample | Rejection:
-        if isinstance(record, RowError):
-            return Rejection(row, "", record.reason, record.detail)
-        reference, folder = record["image_path"].strip(), self.folders[0]
-        image_id = record.get("image_id", "").strip() or id_from_reference(reference, folder)
+    def _rows_of_object(self, tree: Any) -> Iterator[Row]:
+        """Read one JSON object: a file of a public data set, a table written by pandas, or a single record."""
+        records = published.records_of_object(tree)
+        if records is not None:
+            yield from self._rows_of_records(records)
+        elif published.is_coco(tree):
+            yield from published.rows_of_coco(tree, self.file, self._reader, self.image_folder)
+        else:
+            published.refuse_object(tree, self.file, FORMS)
+            yield from read_or_reject(self._reader, tree, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The header of a table, and how its rows become samples. Column positions are looked up once."""
+
+    reader: RecordReader
+    fields: Fields
+    image: int
+    captions: tuple[int, ...]
+    id: int | None
+    split: int | None
+    flags: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def of(cls, header: Sequence[str], reader: RecordReader, file: Path) -> _Table:
+        """Raises: DataFormatError when the header names no picture or no caption, or is ambiguous."""
         try:
-            image = resolve_reference(replace_address(reference) if self.read_addresses else reference, folder)
-        except RowError as fault:
-            return Rejection(row, image_id, fault.reason, fault.detail)
-        return SourceSample(row, image_id, (image,), (Turn("assistant", record["caption"]),))
-
-    def _read_json_row(self, row: int, record: Any) -> SourceSample | Rejection:
-        if self.read_addresses:
-            record = replace_addresses(record, MARKED)
-        image_id = ""
-        try:
-            image_id, images, turns = read_record(record, row, self.folders[0])
-        except RowError as fault:
-            shown_id = record.get("id", "") if isinstance(record, dict) else ""
-            return Rejection(row, printable(str(shown_id)), fault.reason, fault.detail)
-        return SourceSample(row, image_id, images, turns)
-
-    def _refuse_single_object(self, opened: IO[bytes]) -> None:
-        """Stop at a JSON object that spans lines, such as an indented COCO file: it is no list of captions."""
-        behind_first_line = opened.tell()
-        opened.seek(0)
-        try:
-            record = _parse_whole(opened, self.file)
-        except DataFormatError:
-            opened.seek(behind_first_line)  # JSON Lines after all: the first is rejected, the others go on
-            return
-        _refuse_coco(record, self.file)
-        raise DataFormatError(f"{self.file} holds one JSON object; required is {FORMS}.")
-
-
-@dataclass(frozen=True)
-class CocoCaptions:
-    """Official COCO files: a captions JSON (`captions_train2014.json`) and the folder of its pictures.
-
-    One row per annotation, in the file's order; `image_id` is COCO's number.
-    """
-
-    file: Path
-    image_folder: Path
-
-    def __str__(self) -> str:
-        return str(self.file)
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        return (self.image_folder.absolute(),)
-
-    def __iter__(self) -> Iterator[SourceSample | Rejection]:
-        require_file(self.file, "a COCO captions file such as captions_train2014.json")
-        if not self.image_folder.is_dir():
-            raise MissingArtifactError(
-                f"The folder of COCO pictures {self.image_folder} is not there. Set image_folder of the catalog entry; "
-                "it is relative to the captions file."
+            fields = find_fields(header, reader.reading)
+        except DataFormatError as fault:
+            raise DataFormatError(f"{file}: {fault}") from fault
+        missing = [
+            *([] if fields.image else ["a picture (image_path)"]),
+            *([] if fields.captions else ["a caption (caption)"]),
+        ]
+        if fields.image is None or missing:
+            raise DataFormatError(
+                f"{file} needs a column for {' and one for '.join(missing)}; its first line has: {first_line(header)}. "
+                "The first line names the columns, separated by commas. Other names can be given: "
+                "captions.columns.image=…, captions.columns.caption=…."
             )
-        with self.file.open("rb") as opened:
-            tree = _parse_whole(opened, self.file)
-        names = _coco_file_names(tree, self.file)
-        for row, annotation in enumerate(tree["annotations"], start=1):
-            yield self._read_annotation(row, annotation, names)
+        places = {name: place for place, name in enumerate(header)}
+        return cls(
+            reader,
+            fields,
+            places[fields.image],
+            tuple(places[name] for name in fields.captions),
+            places[fields.id] if fields.id else None,
+            places[fields.split] if fields.split else None,
+            tuple((name, places[name]) for name in fields.flags),
+        )
 
-    def _read_annotation(self, row: int, annotation: Any, names: dict[Any, Any]) -> SourceSample | Rejection:
-        if not isinstance(annotation, dict) or not {"image_id", "caption"} <= set(annotation):
-            return Rejection(row, "", "missing_key", "An annotation needs image_id and caption.")
-        image_id, caption = annotation["image_id"], annotation["caption"]
-        shown_id = printable(str(image_id))
-        if not isinstance(image_id, int | str) or not isinstance(caption, str):
-            return _reject_cell(row, shown_id, caption)
-        name = names.get(image_id)
-        if not isinstance(name, str):
-            return Rejection(row, shown_id, "missing_image", f"No entry of `images` has the id {shown_id}.")
+    def read(self, row: int, cells: list[str] | RowError) -> Sequence[Row]:
+        """Yield the samples of one row, one for each of its captions, or its rejection."""
+        if isinstance(cells, RowError):
+            return (Rejection(row, "", cells.reason, cells.detail),)
+        place = self.reader.place
+        reference = cells[self.image].strip()
+        own = cells[self.id].strip() if self.id is not None else ""
+        image_id = own or id_from_reference(reference, place.folder)
         try:
-            image = resolve_reference(name, self.folders[0])
+            for name, flag in self.flags:
+                check_flag(name, cells[flag])
+            image = place.resolve(reference)
+            split = split_of(cells[self.split]) if self.split is not None else None
+            texts = [cells[column] for column in self.captions]
+            if len(texts) > 1 or texts[0].lstrip()[:1] in ("[", "("):
+                texts = captions_of(texts, {})
         except RowError as fault:
-            return Rejection(row, shown_id, fault.reason, fault.detail)
-        return SourceSample(row, str(image_id), (image,), (Turn("assistant", caption),))
+            return (Rejection(row, image_id, fault.reason, fault.detail),)
+        images, ignored, is_given = (image,), self.fields.ignored, bool(own)
+        return [
+            SourceSample(row, image_id, images, (Turn("assistant", text),), is_given, "caption", split, ignored=ignored)
+            for text in texts
+        ]
 
 
 def require_file(file: Path, what: str) -> None:
-    """Raises: MissingArtifactError when there is no such file."""
+    """Raises: MissingArtifactError when the file does not exist."""
     if file.is_file():
         return
     if not file.is_dir():
-        raise MissingArtifactError(f"The captions file {file} is not there; required is {what}. Check the path.")
+        raise MissingArtifactError(f"Captions file not found: {file}. Expected {what}. Check the path.")
     inside = sorted(path.name for path in file.iterdir() if path.suffix.lower() in (".csv", ".tsv", ".json", ".jsonl"))
-    remedy = f"In it lie: {', '.join(inside[:5])}. Name one of them." if inside else "Name the file in it."
-    raise MissingArtifactError(f"The captions file {file} is a folder; required is {what}. {remedy}")
+    remedy = f"It contains {', '.join(inside[:5])}: give one of them." if inside else "Give a file in it."
+    raise MissingArtifactError(f"The captions file {file} is a folder. Expected {what}. {remedy}")
 
 
-def _first_character(opened: IO[bytes], file: Path) -> str:
-    """The first character that is no blank."""
+def _start(opened: IO[bytes], file: Path) -> str:
+    """Return the first characters that are not blank."""
     text = require_text(opened, file).lstrip()
     if not text and not opened.read(1):
-        raise DataFormatError(f"{file} is empty; required is {FORMS}.")
-    return chr(text[0]) if text else ""
+        raise DataFormatError(f"{file} is empty. Expected {FORMS}.")
+    return text.decode("utf-8", errors="replace")
 
 
-def _parse_whole(opened: IO[bytes], file: Path) -> Any:
+def _parse_whole(opened: IO[bytes], file: Path, parse: Callable[[str], Any] = json.loads) -> Any:
+    data = opened.read()
     try:
-        return json.loads(opened.read().decode("utf-8-sig"))
+        tree = parse(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataFormatError(f"{file} is not UTF-8 at byte {error.start}. Save it as UTF-8.") from error
-    except (ValueError, RecursionError) as error:
-        raise DataFormatError(f"{file} is no valid JSON: {error}. It may be cut short; export it again.") from error
+    except RecursionError as error:
+        raise _nested(file) from error
+    except ValueError as error:
+        remedy = "It may be cut short; export it again."
+        if _COMMENT.search(data[:100_000].decode("utf-8", errors="replace")):
+            remedy = "It contains comments (// or /*), which JSON does not allow; remove them."
+        raise DataFormatError(f"{file} is not valid JSON: {error}. {remedy}") from error
+    if parse is json.loads and is_deep(tree):
+        raise _nested(file)
+    return tree
 
 
-def _refuse_coco(record: Any, file: Path) -> None:
-    if isinstance(record, dict) and "annotations" in record:
-        raise DataFormatError(
-            f"{file} is an official COCO file, which needs the folder of its pictures too: take the dataset "
-            "qwen_vl_lora.datasets.sources.CocoCaptionsDataset for `captioned_images` in the catalog."
-        )
+def _nested(file: Path) -> DataFormatError:
+    return DataFormatError(f"{file} is nested more than {MAX_DEPTH} levels deep. Expected {FORMS}.")
 
 
-def _coco_file_names(tree: Any, file: Path) -> dict[Any, Any]:
-    """File names by image id; both lists are checked, their entries are not."""
-    if not isinstance(tree, dict) or not all(isinstance(tree.get(key), list) for key in ("images", "annotations")):
-        raise DataFormatError(f"{file} is no COCO captions file: it needs the lists `images` and `annotations`.")
-    return {
-        image["id"]: image.get("file_name")
-        for image in tree["images"]
-        if isinstance(image, dict) and isinstance(image.get("id"), int | str)
-    }
+def _only_object(opened: IO[bytes], file: Path) -> Any:
+    """Return the JSON object of a file, on one line or several; None for JSON Lines."""
+    lines = (line for line in opened if line.removeprefix(b"\xef\xbb\xbf").strip())
+    first, has_more = next(lines), next(lines, None) is not None
+    opened.seek(0)
+    if has_more and _is_json(first):
+        return None
+    try:
+        return _parse_whole(opened, file)
+    except DataFormatError:
+        if not has_more:
+            raise
+        return None  # JSON Lines with a bad first line, which is rejected; the others are read
+    finally:
+        opened.seek(0)
 
 
-def _reject_cell(row: int, image_id: str, caption: object) -> Rejection:
-    if caption is None or caption != caption:  # NaN alone differs from itself
-        return Rejection(row, image_id, "empty_caption", f"The caption is {caption}.")
-    return Rejection(row, image_id, "malformed_row", f"A caption must be text; came {printable(repr(caption))}.")
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -1,26 +1,30 @@
-"""The split: which conversations train and which are held out, by the bytes of their images.
+"""Splits conversations into training and held-out sides by the bytes of their pictures.
 
 Conversations that share a picture, directly or through others, stay on one side, whatever their
-ids. The side follows from the seed and the pictures alone, not from the order of the rows.
+ids. The side depends only on the seed and the pictures, not on the order of the rows.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
 from qwen_vl_lora.exceptions import DataFormatError
-from qwen_vl_lora.parameters import SplitParameters
-from qwen_vl_lora.samples.conversations import Conversation, parse_conversation
+from qwen_vl_lora.parameters import HeldOut, SplitParameters
+from qwen_vl_lora.samples.conversations import Conversation, Conversations
 from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.looks import find_near_duplicates
+
+logger = logging.getLogger(__name__)
 
 Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = ("train", "validation", "test")
 MAX_REPORTED_PAIRS = 50
+WITHOUT_EVALUATION = "kedro run --pipelines data_engineering,training"
 
 Record = dict[str, Any]
 
@@ -37,42 +41,95 @@ class Split(NamedTuple):
 def split_conversations(conversations: Sequence[Record], images: ImageStore, split: SplitParameters) -> Split:
     """Hold out `test_images` and `validation_images` pictures with all their conversations.
 
-    Conversations without a picture train.
+    Conversations without a picture train, and with `test_images: 0` all of them do. If conversations carry the
+    split of their file (`captions.split_column`), that split is used.
 
     Raises:
-        DataFormatError: when there are too few pictures, or a picture would stand on two sides.
+        DataFormatError: when there are too few pictures, or a picture would be on two sides.
     """
-    pictures = [_pictures(parse_conversation(record), images) for record in conversations]
-    side_by_picture = choose_sides(pictures, split)
-    sides: list[Side] = [side_by_picture[shas[0]] if shas else "train" for shas in pictures]
+    pictures = [_pictures(conversation, images) for conversation in Conversations(conversations)]
+    sides = deal(pictures, [record.get("split") for record in conversations], split)
     parts = {side: [record for record, own in zip(conversations, sides, strict=True) if own == side] for side in SIDES}
-    return Split(**parts, summary=summarize(sides, pictures, images, split))
+    summary = summarize(sides, pictures, images, split)
+    summary["origin"] = "file" if any("split" in record for record in conversations) else "drawn"
+    held_out = summary["images"]
+    origin = summary["origin"]
+    logger.info(
+        "%d of %d pictures are held out for test, %d for validation (%s).",
+        held_out["test"],
+        sum(held_out.values()),
+        held_out["validation"],
+        f"split.test_images: {split.test_images}, validation_images: {split.validation_images}"
+        if origin == "drawn"
+        else "by the file's own split",
+    )
+    return Split(**parts, summary=summary)
+
+
+def deal(pictures: Sequence[Sequence[str]], given: Sequence[Side | None], split: SplitParameters) -> list[Side]:
+    """Return the side of each conversation: the file's own split if it has one, else a drawn one.
+
+    Args:
+        pictures: sha256 of the pictures of each conversation.
+        given: the file's split of each conversation.
+
+    Raises:
+        DataFormatError: when the split needs too many pictures, or the file has one picture on two sides.
+    """
+    if not any(given):
+        by_picture = choose_sides(pictures, split)
+        return [by_picture[shas[0]] if shas else "train" for shas in pictures]
+    sides: list[Side] = [side or "train" for side in given]
+    seen: dict[str, Side] = {}
+    torn = [
+        sha256
+        for shas, side in zip(pictures, sides, strict=True)
+        for sha256 in shas
+        if seen.setdefault(sha256, side) != side
+    ]
+    if torn:
+        raise DataFormatError(
+            f"captions.split_column: {len(set(torn))} pictures are on two sides of the file's own split, so the test "
+            f"would measure what was trained; the first has the sha256 {torn[0]}. Give all rows of a picture the same "
+            "split, or set captions.split_column: null to draw the split by picture."
+        )
+    return sides
 
 
 def choose_sides(pictures: Iterable[Sequence[str]], split: SplitParameters) -> dict[str, Side]:
-    """The side of every picture (sha256), given those of each conversation.
+    """Return the side of every picture (sha256), given the pictures of each conversation.
 
     Raises:
-        DataFormatError: when the split asks for more pictures than there are.
+        DataFormatError: when the split needs more pictures than there are.
     """
     groups = connect(pictures)
     num_images = sum(len(group) for group in groups)
-    if num_images <= split.test_images + split.validation_images:
+    wanted = split.held_out("test").of(num_images) + split.held_out("validation").of(num_images)
+    if wanted and num_images <= wanted:
         raise DataFormatError(
             f"split.test_images: {split.test_images} and split.validation_images: {split.validation_images} "
-            f"leave nothing to train on: the conversations hold {num_images} different images (by their bytes). "
-            "Lower the two numbers or take more rows (captions.num_rows)."
+            f"leave nothing to train on: they hold out {wanted}, and the conversations have {num_images} different "
+            "pictures (by their bytes). Lower both, use more rows (captions.num_rows), or train on all without "
+            f"evaluation: {_train_on_all(split)}"
         )
     groups.sort(key=lambda group: hashlib.sha256(f"{split.seed}/{group[0]}".encode()).digest())
     sides: dict[str, Side] = {}
-    groups = _hold_out(groups, "test", split.test_images, sides)
-    groups = _hold_out(groups, "validation", split.validation_images, sides)
+    groups = _hold_out(groups, "test", split.held_out("test"), num_images, sides)
+    groups = _hold_out(groups, "validation", split.held_out("validation"), num_images, sides)
     sides.update((sha256, "train") for group in groups for sha256 in group)
     return sides
 
 
+def _train_on_all(split: SplitParameters) -> str:
+    settings = ["split.test_images=0"]
+    if split.validation_images != 0:
+        settings += ["split.validation_images=0", "training_args.eval_strategy='no'"]
+        settings += ["training_args.load_best_model_at_end=false"]
+    return f'{WITHOUT_EVALUATION} --params "{",".join(settings)}".'
+
+
 def connect(pictures: Iterable[Sequence[str]]) -> list[list[str]]:
-    """Group pictures that occur in one conversation, or are linked through others; each group sorted."""
+    """Group pictures that occur in one conversation, or are linked through others; each group is sorted."""
     parents: dict[str, str] = {}
 
     def root(sha256: str) -> str:
@@ -93,17 +150,17 @@ def connect(pictures: Iterable[Sequence[str]]) -> list[list[str]]:
 def summarize(
     sides: Sequence[Side], pictures: Sequence[Sequence[str]], images: ImageStore, split: SplitParameters
 ) -> dict[str, Any]:
-    """Count both sides of every split from the conversations as they were dealt out.
+    """Count the sides of the split from the assigned conversations.
 
     Raises:
-        DataFormatError: when a picture stands on two sides.
+        DataFormatError: when a picture is on two sides.
     """
     shas_by_side: dict[Side, set[str]] = {side: set() for side in SIDES}
     for side, shas in zip(sides, pictures, strict=True):
         shas_by_side[side].update(shas)
     overlap = {f"{one}_{other}": len(shas_by_side[one] & shas_by_side[other]) for one, other in combinations(SIDES, 2)}
     if any(overlap.values()):
-        raise DataFormatError(f"The same image stands on two sides of the split: {overlap}. Please report it.")
+        raise DataFormatError(f"The same picture is on two sides of the split: {overlap}. Please report this as a bug.")
     samples = Counter(sides)
     return {
         "seed": split.seed,
@@ -118,27 +175,43 @@ def _pictures(conversation: Conversation, images: ImageStore) -> tuple[str, ...]
     return tuple(images.by_path(path).sha256 for path in conversation.image_paths)
 
 
-def _hold_out(groups: list[list[str]], side: Side, wanted: int, sides: dict[str, Side]) -> list[list[str]]:
-    """Take groups in their order until `wanted` pictures are reached; one that is too large stays."""
+def _hold_out(
+    groups: list[list[str]],
+    side: Literal["test", "validation"],
+    held_out: HeldOut,
+    num_images: int,
+    sides: dict[str, Side],
+) -> list[list[str]]:
+    """Take groups in order until there are enough pictures; groups that are too large are skipped.
+
+    A number must be reached exactly. A share takes what fits, or the smallest group if none fits.
+    """
+    wanted = missing = held_out.of(num_images)
     left: list[list[str]] = []
-    missing = wanted
     for group in groups:
         if len(group) <= missing:
             missing -= len(group)
             sides.update((sha256, side) for sha256 in group)
         else:
             left.append(group)
-    if missing:
+    if held_out.number is None and missing == wanted and len(left) > 1:
+        smallest = min(left, key=len)
+        if held_out.limit is None or len(smallest) <= held_out.limit:
+            left.remove(smallest)
+            sides.update((sha256, side) for sha256 in smallest)
+            return left
+    if missing and (held_out.number is not None or missing == wanted):
         raise DataFormatError(
-            f"split.{side}_images: {wanted} cannot be reached exactly, only {wanted - missing}: the other images hang "
-            f"together in groups of {min(map(len, left), default=0)} and more through conversations that share them. "
-            f"Set split.{side}_images to {wanted - missing} or another number."
+            f"split.{side}_images: {wanted} cannot be reached exactly, only {wanted - missing}: the other pictures are "
+            f"in groups of {min(map(len, left), default=0)} and more, connected by conversations that share them. "
+            f"Set split.{side}_images to {wanted - missing} or another number; with split.test_images: 0 train without "
+            f"evaluation: {WITHOUT_EVALUATION}."
         )
     return left
 
 
 def _describe_near_duplicates(shas_by_side: Mapping[Side, set[str]], images: ImageStore) -> dict[str, Any]:
-    """Pictures with other bytes that look alike across sides: reported, for a person to judge."""
+    """Report pictures on different sides that look alike but have different bytes, for the user to judge."""
     places = {entry.sha256: place for place, entry in enumerate(images)}
     pairs = [
         {

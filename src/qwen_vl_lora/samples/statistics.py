@@ -1,4 +1,4 @@
-"""What a person wants to see of captions and pictures before training: numbers, a plot, a contact sheet."""
+"""Describes captions and pictures before training: numbers, a plot, a contact sheet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image, ImageDraw, ImageOps
 
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
-from qwen_vl_lora.samples.lettering import choose_lettering, wrap_text
+from qwen_vl_lora.samples.lettering import choose_lettering, report_undrawn, wrap_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +25,8 @@ THUMBNAIL_SIDE = 160
 CAPTION_LINES = 3
 LINE_HEIGHT = 13
 FONT_SIZE = 10
+EMPTY = "#e4e1db"
+"""Colour of a field whose picture or caption could not be drawn."""
 
 
 class Description(NamedTuple):
@@ -35,19 +37,25 @@ class Description(NamedTuple):
     sheet: Image.Image
 
 
-def describe_captions(caption_table: pd.DataFrame, images: ImageStore) -> Description:
-    """Count, plot and show the captions; an empty table, of samples that are no captions, is fine."""
+def describe_captions(
+    caption_table: pd.DataFrame, images: ImageStore, collection_summary: Mapping[str, Any]
+) -> Description:
+    """Count, plot and show the captions. The table may be empty if the samples are not captions.
+
+    Args:
+        collection_summary: what was rejected, changed, ignored and suspicious; returned under `collection`.
+    """
     import numpy as np
     import pandas as pd
 
-    # pandas reads a caption such as `null` back as missing unless it is told not to.
+    # By default pandas reads a caption such as `null` as missing.
     texts = ["" if pd.isna(text) else str(text) for text in caption_table["caption"]]
     shas = list(caption_table["sha256"])
     lengths = {
         "words": np.array([len(text.split()) for text in texts], dtype=np.int64),
-        "characters": np.array([len(text) for text in texts], dtype=np.int64),  # Chinese has no blanks
+        "characters": np.array([len(text) for text in texts], dtype=np.int64),  # Chinese has no spaces
     }
-    caption_by_sha = dict(zip(reversed(shas), reversed(texts), strict=True))  # the first of an image's captions
+    caption_by_sha = dict(zip(reversed(shas), reversed(texts), strict=True))  # the first caption of a picture
     return Description(
         statistics={
             "rows": len(texts),
@@ -56,6 +64,7 @@ def describe_captions(caption_table: pd.DataFrame, images: ImageStore) -> Descri
             "duplicate_captions": len(texts) - len(set(texts)),
             **{name: _percentiles(values) for name, values in lengths.items()},
             **_measure_images(images),
+            "collection": dict(collection_summary),
         },
         length_plot=plot_lengths(lengths),
         sheet=draw_sheet(caption_by_sha, images),
@@ -63,7 +72,7 @@ def describe_captions(caption_table: pd.DataFrame, images: ImageStore) -> Descri
 
 
 def plot_lengths(lengths: Mapping[str, npt.NDArray[np.int64]]) -> Figure:
-    """Bars of how many captions have each length. Counted here: the plot must not grow with the captions."""
+    """Plot the number of captions of each length. Counted here, so that the plot does not grow with the captions."""
     import numpy as np
     from plotly.graph_objects import Bar
     from plotly.subplots import make_subplots
@@ -77,7 +86,10 @@ def plot_lengths(lengths: Mapping[str, npt.NDArray[np.int64]]) -> Figure:
 
 
 def draw_sheet(caption_by_sha: Mapping[str, str], images: ImageStore) -> Image.Image:
-    """A contact sheet of up to `SHEET_PICTURES` pictures, evenly chosen, with a caption where they have one."""
+    """Draw a contact sheet of up to `SHEET_PICTURES` pictures, evenly chosen, with a caption if they have one.
+
+    A picture or caption that cannot be drawn becomes an empty field and one line in the log.
+    """
     import numpy as np
 
     entries = list(images)
@@ -87,22 +99,36 @@ def draw_sheet(caption_by_sha: Mapping[str, str], images: ImageStore) -> Image.I
     cell_height = THUMBNAIL_SIDE + CAPTION_LINES * LINE_HEIGHT + 6
     num_rows = max(1, -(-len(chosen) // num_columns))
     sheet = Image.new("RGB", (num_columns * (THUMBNAIL_SIDE + 8), num_rows * cell_height), "white")
+    faults: list[Exception] = []
     for number, entry in enumerate(chosen):
         row, column = divmod(number, num_columns)
         corner = (column * (THUMBNAIL_SIDE + 8) + 4, row * cell_height + 4)
-        _draw_cell(sheet, corner, entry, caption_by_sha.get(entry.sha256, ""), images)
+        sheet.paste(_draw_picture(entry, images, faults), corner)
+        caption = _draw_caption(caption_by_sha.get(entry.sha256, ""), faults)
+        sheet.paste(caption, (corner[0], corner[1] + THUMBNAIL_SIDE))
+    report_undrawn("contact sheet", faults)
     return sheet
 
 
-def _draw_cell(
-    sheet: Image.Image, corner: tuple[int, int], entry: ImageEntry, caption: str, images: ImageStore
-) -> None:
-    sheet.paste(ImageOps.contain(images.open(entry.sha256), (THUMBNAIL_SIDE, THUMBNAIL_SIDE)), corner)
-    text, font = choose_lettering(caption, FONT_SIZE)
-    draw = ImageDraw.Draw(sheet)
-    for number, line in enumerate(wrap_text(text, font, THUMBNAIL_SIDE, CAPTION_LINES)):
-        place = (corner[0], corner[1] + THUMBNAIL_SIDE + number * LINE_HEIGHT)
-        draw.text(place, line, fill="black", font=font)
+def _draw_picture(entry: ImageEntry, images: ImageStore, faults: list[Exception]) -> Image.Image:
+    try:
+        return ImageOps.contain(images.open(entry.sha256), (THUMBNAIL_SIDE, THUMBNAIL_SIDE)).convert("RGB")
+    except Exception as error:  # the sheet must not fail the run: what it shows is stored already
+        faults.append(error)
+        return Image.new("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE), EMPTY)
+
+
+def _draw_caption(caption: str, faults: list[Exception]) -> Image.Image:
+    strip = Image.new("RGB", (THUMBNAIL_SIDE, CAPTION_LINES * LINE_HEIGHT), "white")
+    try:
+        text, font = choose_lettering(caption, FONT_SIZE)
+        draw = ImageDraw.Draw(strip)
+        for number, line in enumerate(wrap_text(text, font, THUMBNAIL_SIDE, CAPTION_LINES)):
+            draw.text((0, number * LINE_HEIGHT), line, fill="black", font=font)
+    except Exception as error:  # as above
+        faults.append(error)
+        return Image.new("RGB", strip.size, EMPTY)
+    return strip
 
 
 def _count_captions_per_image(shas: Sequence[str]) -> dict[str, int]:
@@ -118,7 +144,7 @@ def _measure_images(images: ImageStore) -> dict[str, dict[str, float]]:
 
 
 def _bin_edges(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Whole numbers, at most about MAX_BARS bins."""
+    """Return integer bin edges, at most about MAX_BARS bins."""
     import numpy as np
 
     lowest, highest = (int(values.min()), int(values.max())) if len(values) else (0, 0)
@@ -127,7 +153,7 @@ def _bin_edges(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _percentiles(values: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Empty when there are no values: JSON knows no NaN."""
+    """Return an empty mapping if there are no values, because JSON has no NaN."""
     import numpy as np
 
     if not len(values):

@@ -1,4 +1,4 @@
-"""The handle on a recipe's workspace. Only collect_samples, encode_images and train_adapter write there."""
+"""The workspace of a recipe. Only collect_samples, encode_images and train_adapter write there."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where long work keeps what it has so far.
+    """Where long work keeps what it has so far, and where the catalog keeps what it needs to know of.
 
     Attributes:
-        path: `<project>/data/09_workspace/<recipe>`; on the filesystem of the other data folders, so that
-            publishing is a rename.
+        path: of the workspace itself.
+        project: the folder that paths in artifacts are relative to.
+        images: the folder that holds the bytes of the pictures of `images`.
+        feature_store: root of the published `image_features`, read so that encoding grows by new pictures only.
+        adapters: the folder that holds the versions of `adapter`.
     """
 
     path: Path
-
-    @property
-    def feature_store(self) -> Path:
-        """Root of the recipe's published image features, read so that encoding grows by new pictures only."""
-        return self.path.parents[1] / "04_feature" / self.path.name / "image_features"
+    project: Path
+    images: Path
+    feature_store: Path
+    adapters: Path
 
     def folder(self, name: str) -> Path:
-        """A directory below `path`, made when it is not there."""
+        """Return a directory below `path`; create it if needed."""
         folder = self.path / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder

@@ -1,1 +1,1 @@
-"""What a run looks like in SwanLab: its curves, its metrics and its pictures. Knows neither Kedro nor torch."""
+"""Trackers, which show a run's curves, metrics and pictures elsewhere. Imports neither Kedro nor torch."""

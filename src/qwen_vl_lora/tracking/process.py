@@ -1,4 +1,4 @@
-"""The handle on a writer: tells it lines, hears its answers, and never waits longer than asked to."""
+"""The handle of a writer process: sends lines, reads answers, and bounds every wait."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen_vl_lora.tracking import writer
-
 _CHUNK = 65536
 
 
 class WriterProcess:
-    """A writer in a process of its own.
+    """A tracker's writer in a process of its own.
+
+    Args:
+        program: its file; it reads and writes messages of one JSON line.
 
     Attributes:
-        answers: what it said so far.
+        answer: its last message, or None.
     """
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        command = [sys.executable, "-P", str(Path(writer.__file__))]
+    def __init__(self, program: Path, folder: Path, environment: Mapping[str, str]) -> None:
+        command = [sys.executable, "-P", str(program)]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -34,7 +35,7 @@ class WriterProcess:
             bufsize=0,
             cwd=folder,
             env=dict(environment),
-            start_new_session=True,  # a Ctrl-C is for the run, which then says how it ended
+            start_new_session=True,  # Ctrl-C must reach only the run, which then reports its end
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -43,15 +44,15 @@ class WriterProcess:
         self._unsent = bytearray()
         self._heard = bytearray()
         self._is_silent = False
-        self.answers: list[dict[str, Any]] = []
+        self.answer: dict[str, Any] | None = None
 
     def tell(self, message: Mapping[str, Any]) -> None:
-        """Pass a message on as soon as the writer takes it."""
+        """Send a message as soon as the writer accepts it."""
         self._unsent += json.dumps(message).encode() + b"\n"
         self.exchange(0)
 
     def exchange(self, seconds: float) -> None:
-        """Send and hear what can be, waiting at most so long for the first of it."""
+        """Send and receive what is ready, waiting at most `seconds` for the first of it."""
         hears = [] if self._is_silent else [self._out_of]
         takes = [self._into] if self._unsent and not self._into.closed else []
         heard, taken, _ = select.select(hears, takes, [], seconds)
@@ -65,7 +66,8 @@ class WriterProcess:
         self._is_silent = not said
         *lines, rest = (bytes(self._heard) + said).split(b"\n")
         self._heard = bytearray(rest)
-        self.answers += [json.loads(line) for line in lines]
+        if lines:
+            self.answer = json.loads(lines[-1])
 
     def _send(self) -> None:
         try:
@@ -73,24 +75,21 @@ class WriterProcess:
                 del self._unsent[: os.write(self._into.fileno(), self._unsent[:_CHUNK])]
         except BlockingIOError:
             return
-        except BrokenPipeError:  # it has ended; its answer says why
+        except BrokenPipeError:  # it has ended; its answer has the reason
             self._unsent.clear()
 
     def wait(self, seconds: float) -> bool:
-        """Let it take what is left and end; it is killed after so long. Whether it ended by itself and well."""
+        """Send the rest and wait for its end; kill it after `seconds`. Returns whether it ended without an error."""
         deadline = time.monotonic() + seconds
         while self._process.poll() is None and time.monotonic() < deadline:
             if not self._unsent:
                 self._into.close()
-            if self._is_silent and self._into.closed:
-                time.sleep(0.02)
-            else:
-                self.exchange(0.05)
+            self.exchange(0.02)  # a pause if nothing is left to send or receive
         self.discard()
         return self._process.returncode == 0
 
     def discard(self) -> None:
-        """End it now, if it has not ended by itself."""
+        """Kill it if it has not ended."""
         self._process.kill()
         self._process.wait()
         self._into.close()

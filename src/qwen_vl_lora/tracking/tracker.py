@@ -1,38 +1,30 @@
-"""One SwanLab run for one run of the project: opened by the first thing that is logged, closed when the run ends.
+"""The tracker protocol, and the current run with its trackers.
 
-What fails here never fails the run: `training_log` and the report hold everything that is logged.
+A failure here does not stop the run: `training_log` and the report have everything that is logged.
 """
 
 from __future__ import annotations
 
 import atexit
-import base64
 import contextlib
 import hashlib
-import io
 import json
 import logging
-import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
-from qwen_vl_lora.lineage.masking import mask_text, mask_tree
-from qwen_vl_lora.parameters import SwanLabParameters
-from qwen_vl_lora.tracking.modes import ignored_variables, resolve_mode, writer_environment
-from qwen_vl_lora.tracking.process import WriterProcess
+from qwen_vl_lora.runs.comparison import flatten
+from qwen_vl_lora.runs.masking import mask_text, mask_tree
+from qwen_vl_lora.runs.record_schema import Outcome
+from qwen_vl_lora.runs.run import current_run
 
 logger = logging.getLogger(__name__)
 
-Ending = Literal["success", "crashed", "aborted"]
+Picture = tuple[Any, str]
+"""A picture as Pillow opens it, and its text."""
 
-RECORD_SECONDS = 60
-"""The record on this machine needs a moment on a busy one, and no network."""
-CLOUD_SECONDS = 5
-"""What the cloud has not taken by then is left to `swanlab sync`."""
 THUMBNAIL = 256
-CHART = "Prediction"
 
 _CURVES = {
     "loss": "train/loss",
@@ -44,206 +36,152 @@ _CURVES = {
 }
 
 
-class Tracker:
-    """Records one run in SwanLab.
+class Tracker(Protocol):
+    """Shows one run elsewhere. `open` is called first, `end` last; a method that is not overridden does nothing.
 
-    Args:
-        settings: the `swanlab` block.
-        folder: where SwanLab keeps its runs.
-        describe: what is known of the run by now; shown as its configuration. Secrets in it are masked here.
+    When a call raises, one warning gives its error, no further call than `drop` follows, and the run continues. The
+    run waits for each call, so a network belongs in a process of its own: `process.WriterProcess`. Secrets are masked
+    in all that is passed.
+
+    Attributes:
+        name: in messages.
     """
 
-    def __init__(self, settings: SwanLabParameters, folder: Path, describe: Callable[[], Mapping[str, Any]]) -> None:
-        self._settings = settings
-        self._folder = folder.absolute()
-        self._describe = describe
-        self._mode = resolve_mode(settings)
-        self._writers: dict[str, WriterProcess] = {}
-        self._run_id: str | None = None
-        self._step = 0
-        self._num_heard = 0
-        self._has_ended = self._mode == "disabled"
+    name: str
 
-    def warm_up(self) -> None:
-        """Start the writers, which take a second; nothing is written until something is logged."""
-        if self._has_ended or self._writers:
-            return
-        with self._mishaps():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if ignored := ignored_variables(os.environ):
-                logger.warning("%s in the environment: not used, the swanlab block says it.", ", ".join(ignored))
-            # The record on this machine never depends on the cloud: another writer sends.
-            for mode in ("offline", "online") if self._mode == "online" else (self._mode,):
-                self._writers[mode] = WriterProcess(self._folder, writer_environment(mode, self._folder))
-            atexit.register(self.finish, "aborted", "The process ended before the run did.")
+    def open(self, identity: str, outline: Mapping[str, Any]) -> None:
+        """Called before the first row or picture. A run that has none opens nothing.
+
+        Args:
+            identity: 21 hexadecimal digits; the same ones when a training resumes.
+            outline: dotted name → value, such as `parameters.lora.r`: what is known of the run so far.
+        """
+
+    def row(self, values: Mapping[str, float], step: int) -> None:
+        """Values by name: `train/loss` of an optimizer step, `evaluation/tuned/CIDEr` of the last one.
+
+        When a training resumes, its earlier rows come first.
+        """
+
+    def pictures(self, shown: Iterator[Picture], step: int) -> None:
+        """Held-out pictures (RGB, at most 256 px a side) with the captions of both models. Take as many as you show."""
+
+    def end(self, outcome: Outcome, error: str | None, outline: Mapping[str, Any]) -> None:
+        """The run has ended; `outline` now describes all of it. `current_run()`, unless None, has the paths."""
+
+    def start(self) -> None:
+        """The first node is about to run: prepare what takes a second. `open` may never follow."""
+
+    def drop(self) -> None:
+        """Free what `start` took, without waiting: a call failed, or the run ended before `open`."""
+
+
+class TrackedRun:
+    """The current run: passes rows, pictures and the end to each of its trackers.
+
+    Args:
+        trackers: started here.
+    """
+
+    def __init__(self, trackers: Iterable[Tracker]) -> None:
+        self._trackers = list(trackers)
+        self._is_open = False
+        self._step = 0
+        atexit.register(self.end, "interrupted", "The process ended before the run did.")
+        self._tell(lambda tracker: tracker.start())
 
     def log_row(self, row: Mapping[str, Any]) -> None:
-        """A row of `training_log`. Of a resumed training, the rows before it come first."""
-        if self._has_ended:
-            return
-        with self._mishaps():
-            self._open(_identity(row))
-            self._step = max(self._step, row["step"])
-            self._log({curve: row[name] for name, curve in _CURVES.items() if name in row}, row["step"])
+        """Pass on a row of `training_log`. A resumed training passes its earlier rows first."""
+        self._open(_identity(row))
+        self._step = max(self._step, row["step"])
+        values = {curve: row[name] for name, curve in _CURVES.items() if name in row}
+        self._tell(lambda tracker: tracker.row(values, row["step"]))
 
-    def log_evaluation(self, metrics: Mapping[str, Any], pictures: Callable[[int], Sequence[tuple[Any, str]]]) -> None:
-        """Metrics of base and tuned model, and held-out pictures with what both wrote.
+    def log_evaluation(self, metrics: Mapping[str, Any], pictures: Callable[[], Iterable[Picture]]) -> None:
+        """Pass on the metrics of base and tuned model, and held-out pictures with the captions of both.
 
         Args:
             metrics: `caption_metrics`.
-            pictures: gives so many pictures as Pillow opens them, each with its text.
+            pictures: returns an iterator, which is read as far as a tracker needs.
         """
-        if self._has_ended:
-            return
-        with self._mishaps():
-            self._open(None)
-            if self._settings.prediction_images:
-                opened = pictures(self._settings.prediction_images)
-                shown = [{"png": _thumbnail(image), "caption": text} for image, text in opened]
-                self._tell({"pictures": {CHART: shown}, "step": self._step})
-            sides = {side: metrics[side] for side in ("base", "tuned")}
-            self._log({f"evaluation/{name}": value for name, value in _leaves(sides, "/")}, self._step)
+        self._open(None)
+        self._tell(lambda tracker: tracker.pictures(_thumbnails(pictures()), self._step))
+        self._tell(lambda tracker: tracker.row(_sides(metrics), self._step))
 
-    def finish(self, ending: Ending, error: str | None = None) -> None:
-        """Close the run. Waits for the record on this machine, and a few seconds for the cloud."""
-        if self._has_ended:
-            return
-        atexit.unregister(self.finish)
-        self._has_ended = True
-        with self._mishaps():
-            if self._run_id is None:
-                self._discard()
-                return
-            self._tell({"config": self._configuration()})
-            error = mask_text(error) if error else None
-            bounds = {mode: CLOUD_SECONDS if mode == "online" else RECORD_SECONDS for mode in self._writers}
-            for mode, writer in self._writers.items():
-                writer.tell({"finish": ending, "error": error, "seconds": bounds[mode]})
-            self._report({mode: writer.wait(bounds[mode]) for mode, writer in self._writers.items()})
-
-    def _discard(self) -> None:
-        for writer in self._writers.values():
-            writer.discard()
+    def end(self, outcome: Outcome, error: str | None = None) -> None:
+        """Report the end of the run, with `error` if it did not finish."""
+        atexit.unregister(self.end)
+        if self._is_open:
+            self._tell(lambda tracker: tracker.end(outcome, error and mask_text(error), _outline()))
+        else:
+            self._tell(lambda tracker: tracker.drop())
+        self._trackers.clear()
 
     def _open(self, identity: str | None) -> None:
-        if self._run_id is not None:
-            return
-        self.warm_up()
-        self._run_id = identity or uuid.uuid4().hex[:21]
-        named = {
-            "log_dir": str(self._folder),
-            "project": self._settings.project,
-            "workspace": self._settings.workspace,
-            "experiment_name": mask_text(self._settings.experiment_name),
-            "id": self._run_id,
-            "config": self._configuration(),
-        }
-        for mode, writer in self._writers.items():
-            writer.tell({"open": {"mode": mode, **named}})
+        if not self._is_open:
+            self._is_open = True
+            known = identity or uuid.uuid4().hex[:21]
+            self._tell(lambda tracker: tracker.open(known, _outline()))
 
-    def _configuration(self) -> dict[str, Any]:
-        """One name for each value: the board's table shows no trees."""
-        described = json.loads(json.dumps(mask_tree(dict(self._describe())), default=str))
-        return {name: mask_text(value) if isinstance(value, str) else value for name, value in _leaves(described, ".")}
-
-    def _log(self, values: Mapping[str, Any], step: int) -> None:
-        self._tell({"log": values, "step": step})
-
-    def _tell(self, message: Mapping[str, Any]) -> None:
-        for writer in self._writers.values():
-            writer.tell(message)
-        self._hear_cloud()
-
-    def _hear_cloud(self) -> None:
-        """Say where the run can be watched, or why it cannot."""
-        answers = self._writers["online"].answers if "online" in self._writers else []
-        news, self._num_heard = answers[self._num_heard :], len(answers)
-        for answer in news:
-            if "refused" in answer:
-                why = mask_text(answer["refused"])
-                logger.warning("SwanLab's cloud is not used: %s. The run is recorded on this machine.", why)
-            else:
-                logger.info("SwanLab: watch the run at %s", answer["url"])
-
-    def _report(self, went_well: Mapping[str, bool]) -> None:
-        """One line: where the run is, and what to do with it."""
-        self._hear_cloud()
-        here = next(iter(self._writers))
-        answers = {name: value for answer in self._writers[here].answers for name, value in answer.items()}
-        if not went_well[here]:
-            logger.warning("SwanLab has no whole record of this run: %s", answers.get("refused", "its writer stopped."))
-            return
-        sync = f"swanlab sync --id {self._run_id} {_short(Path(answers['folder']))}"
-        if self._mode == "local":
-            logger.info("SwanLab: look at the run with: swanlab watch %s", _short(self._folder))
-        elif self._mode == "offline":
-            logger.info("SwanLab: recorded; to send it: %s", sync)
-        elif went_well["online"]:
-            logger.info("SwanLab: sent; should anything be missing there: %s", sync)
-        else:
-            logger.warning("SwanLab's cloud did not take the whole run; to send the rest: %s", sync)
-
-    @contextlib.contextmanager
-    def _mishaps(self) -> Iterator[None]:
-        """A run is worth more than its record here."""
-        try:
-            yield
-        except Exception as error:
-            self._has_ended = True
-            self._discard()
-            logger.warning(
-                "SwanLab records no more of this run (%s: %s); it goes on.", type(error).__name__, mask_text(str(error))
-            )
+    def _tell(self, call: Callable[[Tracker], None]) -> None:
+        """Call each tracker; one that fails is dropped."""
+        for tracker in tuple(self._trackers):
+            try:
+                call(tracker)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                why = f"{type(error).__name__}: {mask_text(str(error))}"
+                logger.warning("%s stopped recording this run (%s); the run continues.", tracker.name, why)
+                with contextlib.suppress(Exception):
+                    tracker.drop()
 
 
-def _leaves(tree: Mapping[str, Any], separator: str) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{name}{separator}{rest}", leaf) for rest, leaf in _leaves(value, separator))
-        elif value is not None:  # SwanLab makes an empty tree of it
-            yield name, value
+def _outline() -> dict[str, Any]:
+    """The facts of the run so far, without secrets, as a flat mapping for trackers' tables."""
+    run = current_run()
+    described = json.loads(json.dumps(mask_tree(run.outline() if run is not None else {}), default=str))
+    known = {name: value for name, value in flatten(described).items() if value not in (None, {})}
+    return {name: mask_text(value) if isinstance(value, str) else value for name, value in known.items()}
+
+
+def _sides(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {f"evaluation/{side}/{name}": value for side in ("base", "tuned") for name, value in metrics[side].items()}
 
 
 def _identity(row: Mapping[str, Any]) -> str | None:
-    """The id of the SwanLab run of a training: it follows from the first row, so that going on finds the same one.
+    """The id of a training, derived from its first row, so that a resumed training has the same.
 
-    Its throughput is a measured time, which no other training repeats.
+    The row's measured throughput makes the id unique.
     """
     if "samples_per_second" not in row:
         return None
     return hashlib.sha256(json.dumps(dict(row), sort_keys=True).encode()).hexdigest()[:21]
 
 
-def _short(path: Path) -> Path:
-    """As one would type it here."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def _thumbnails(pictures: Iterable[Picture]) -> Iterator[Picture]:
+    for image, text in pictures:
+        small = image.convert("RGB")
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        yield small, text
 
 
-def _thumbnail(image: Any) -> str:
-    small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+_current: TrackedRun | None = None
 
 
-_current: Tracker | None = None
-
-
-def begin_tracking(tracker: Tracker) -> None:
-    """Make a tracker the one of the run that begins."""
+def begin_tracking(trackers: Iterable[Tracker]) -> None:
+    """Start the trackers of a new run."""
     global _current
-    _current = tracker
+    _current = TrackedRun(trackers)
 
 
-def end_tracking(ending: Ending, error: str | None = None) -> None:
-    """Finish the current tracker, where there is one."""
+def end_tracking(outcome: Outcome, error: str | None = None) -> None:
+    """End the tracked run, if there is one."""
     global _current
     ended, _current = _current, None
     if ended is not None:
-        ended.finish(ending, error)
+        ended.end(outcome, error)
 
 
-def current_tracker() -> Tracker | None:
-    """The tracker of the run under way, or None where nothing is tracked."""
+def current_tracker() -> TrackedRun | None:
+    """The tracked run, or None."""
     return _current

@@ -9,15 +9,15 @@ from qwen_vl_lora.samples.workspace import Workspace
 
 
 def build_base_model(workspace: Workspace) -> Path:
-    """Pre-train the shipped recipe; a killed run goes on from its checkpoint in the workspace."""
-    from qwen_vl_lora.scenes.pretraining import SHIPPED_RECIPE
-    from qwen_vl_lora.scenes.tiny_base import build_tiny_base
+    """Pre-train the shipped recipe; a killed run resumes from its checkpoint in the workspace."""
+    from qwen_vl_lora.tiny.pretraining import SHIPPED_RECIPE
+    from qwen_vl_lora.tiny.tiny_base import build_tiny_base
 
     return build_tiny_base(workspace.path / "tiny_base", SHIPPED_RECIPE)
 
 
 def measure_base_model(tiny_base: Path) -> dict[str, float]:
     """Measure the stored model on held-out scenes: whole, blanked and swapped pictures."""
-    from qwen_vl_lora.scenes.quality import measure_quality
+    from qwen_vl_lora.tiny.quality import measure_quality
 
     return asdict(measure_quality(tiny_base))

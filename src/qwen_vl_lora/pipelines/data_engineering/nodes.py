@@ -9,27 +9,28 @@ from typing import Any
 from qwen_vl_lora.parameters import (
     CaptionsParameters,
     ImageParameters,
+    Parameters,
     PromptParameters,
     QuarantineParameters,
     SplitParameters,
 )
 from qwen_vl_lora.pipelines.tables import Table
-from qwen_vl_lora.samples import collection, splitting, statistics
+from qwen_vl_lora.samples import collection, data_page, splitting, statistics
 from qwen_vl_lora.samples import conversations as conversation_form
 from qwen_vl_lora.samples.image_store import ImageStore
-from qwen_vl_lora.samples.records import Rejection, SourceSample
+from qwen_vl_lora.samples.records import Row
 from qwen_vl_lora.samples.workspace import Workspace
 
 
 def collect_samples(
-    captioned_images: Iterable[SourceSample | Rejection],
+    captioned_images: Iterable[Row],
     workspace: Workspace,
     captions: CaptionsParameters,
     image: ImageParameters,
     quarantine: QuarantineParameters,
 ) -> collection.Collected:
     """Check every row and picture of the source; bad rows go to quarantine with their reason."""
-    return collection.collect(captioned_images, workspace.path, captions, image, quarantine)
+    return collection.collect(captioned_images, workspace, captions, image, quarantine)
 
 
 def build_conversations(
@@ -46,6 +47,23 @@ def split_conversations(
     return splitting.split_conversations(conversations, images, split)
 
 
-def describe_captions(caption_table: Table, images: ImageStore) -> statistics.Description:
-    """Count, plot and show captions and pictures."""
-    return statistics.describe_captions(caption_table, images)
+def describe_captions(
+    caption_table: Table, images: ImageStore, collection_summary: dict[str, Any]
+) -> statistics.Description:
+    """Count, plot and show captions and pictures, and what was left out."""
+    return statistics.describe_captions(caption_table, images, collection_summary)
+
+
+def build_data_page(
+    samples: list[dict[str, Any]],
+    images: ImageStore,
+    rejected_samples: Table,
+    rejected_pictures: list[dict[str, Any]],
+    caption_statistics: dict[str, Any],
+    split_summary: dict[str, Any],
+    settings: Parameters,
+) -> str:
+    """Show rejected, suspicious, doubled and long rows with their pictures, and what is left to train on."""
+    summary = caption_statistics["collection"]
+    found = data_page.find_all(samples, images, rejected_samples, rejected_pictures, summary, split_summary, settings)
+    return data_page.render_data_page(found, samples, caption_statistics, split_summary, settings)

@@ -1,4 +1,7 @@
-"""captioned_images ─► collect_samples ─► build_conversations ─► split_conversations; describe_captions beside them."""
+"""captioned_images ─► collect_samples ─► build_conversations ─► split_conversations ─► build_data_page.
+
+describe_captions stands beside them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from kedro.pipeline import Pipeline, pipeline
 
 from qwen_vl_lora.pipelines.data_engineering.nodes import (
     build_conversations,
+    build_data_page,
     collect_samples,
     describe_captions,
     split_conversations,
@@ -20,7 +24,14 @@ def create_pipeline() -> Pipeline:
             described_node(
                 collect_samples,
                 inputs=["captioned_images", "workspace", "params:captions", "params:image", "params:quarantine"],
-                outputs=["images", "samples", "caption_table", "rejected_samples"],
+                outputs=[
+                    "images",
+                    "samples",
+                    "caption_table",
+                    "rejected_samples",
+                    "rejected_pictures",
+                    "collection_summary",
+                ],
             ),
             described_node(
                 build_conversations,
@@ -34,8 +45,21 @@ def create_pipeline() -> Pipeline:
             ),
             described_node(
                 describe_captions,
-                inputs=["caption_table", "images"],
+                inputs=["caption_table", "images", "collection_summary"],
                 outputs=["caption_statistics", "caption_length_plot", "image_sheet"],
+            ),
+            described_node(
+                build_data_page,
+                inputs=[
+                    "samples",
+                    "images",
+                    "rejected_samples",
+                    "rejected_pictures",
+                    "caption_statistics",
+                    "split_summary",
+                    "params:settings",
+                ],
+                outputs="data_page",
             ),
         ],
         tags="data_engineering",

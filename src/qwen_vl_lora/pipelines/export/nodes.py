@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 # Kedro resolves these annotations to validate parameters: none may move under TYPE_CHECKING.
-from qwen_vl_lora.modeling.adapter import Adapter
-from qwen_vl_lora.modeling.base_model import BaseModel
-from qwen_vl_lora.modeling.devices import choose_device
-from qwen_vl_lora.parameters import ExportParameters, ImageParameters
+from qwen_vl_lora.model.adapter import Adapter
+from qwen_vl_lora.model.base_model import BaseModel
+from qwen_vl_lora.model.devices import choose_device
+from qwen_vl_lora.parameters import ImageParameters, Parameters
 from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.workspace import Workspace
 
@@ -21,20 +21,22 @@ def merge_adapter(
     test_conversations: list[dict[str, Any]],
     caption_metrics: dict[str, Any],
     workspace: Workspace,
-    export: ExportParameters,
-    device: str,
+    settings: Parameters,
 ) -> Path:
     """Write base + adapter as one model with its card, checked against base + adapter on held-out conversations."""
-    from qwen_vl_lora.modeling import merging
-    from qwen_vl_lora.modeling.model_card import model_card
-    from qwen_vl_lora.scoring.probing import LogitsProbe
+    from qwen_vl_lora.evaluation.probing import LogitsProbe
+    from qwen_vl_lora.model import merging
+    from qwen_vl_lora.model.model_card import model_card
+    from qwen_vl_lora.samples.conversations import Conversations
 
     record = adapter.record
     image = ImageParameters.model_validate(record["image"])
     adapter.check_base(base_model)
-    probe = LogitsProbe.on(base_model, images, test_conversations, image)
+    probe = LogitsProbe.on(base_model, images, Conversations(test_conversations), image)
     directory = workspace.folder("export") / "merged_model"
-    check = merging.merge_adapter(base_model, adapter, directory, export, choose_device(device), probe)
+    check = merging.merge_adapter(
+        base_model, adapter, directory, settings.export, choose_device(settings.device), probe
+    )
     card = model_card(base_model, record, caption_metrics, check)
     (directory / "README.md").write_text(card, encoding="utf-8")
     return directory

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from PIL import Image
 
 # Kedro resolves these annotations to validate parameters: none may move under TYPE_CHECKING.
-from qwen_vl_lora.exceptions import ParameterError
-from qwen_vl_lora.modeling.adapter import Adapter
-from qwen_vl_lora.modeling.base_model import BaseModel
-from qwen_vl_lora.parameters import (
-    GenerationParameters,
-    ImageParameters,
-    InferenceParameters,
-    LauncherParameters,
-    PromptParameters,
-    TrainingParameters,
-)
+from qwen_vl_lora.model.adapter import Adapter
+from qwen_vl_lora.model.base_model import BaseModel
+from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.pipelines.tables import Table
-from qwen_vl_lora.samples.named_pictures import gather_pictures
+from qwen_vl_lora.samples.named_pictures import gather_pictures, named_place
 from qwen_vl_lora.samples.statistics import draw_sheet
 from qwen_vl_lora.samples.workspace import Workspace
 
@@ -28,29 +18,16 @@ def caption_pictures(
     base_model: BaseModel,
     adapter: Adapter,
     workspace: Workspace,
-    inference: InferenceParameters,
-    prompt: PromptParameters,
-    image: ImageParameters,
-    generation: GenerationParameters,
-    training_args: TrainingParameters,
-    vision: str,
-    device: str,
-    launcher: LauncherParameters,
-    quantization: str | None,
+    settings: Parameters,
 ) -> tuple[Table, Image.Image]:
     """Caption the pictures that `inference.images` names."""
-    if inference.images is None:
-        raise ParameterError(
-            "inference.images names no pictures. Give a folder, a picture, or a CSV with the column image_path: "
-            'kedro run --pipeline inference --params "inference.images=path/to/folder".'
-        )
-    gathered = gather_pictures([Path(inference.images).expanduser()], image, recursive=inference.recursive)
-    from qwen_vl_lora.scoring.inference import Captioner, CaptionNotes, caption_gathered
-    from qwen_vl_lora.scoring.settings import CaptionSettings
+    inference = settings.inference
+    gathered = gather_pictures([named_place(inference.images)], settings.image, recursive=inference.recursive)
+    from qwen_vl_lora.evaluation.inference import Captioner, CaptionNotes, caption_gathered
+    from qwen_vl_lora.evaluation.settings import settings_for
 
-    dtype = training_args.dtype
-    configured = CaptionSettings(prompt, image, generation, vision, dtype, device, quantization)  # type: ignore[arg-type]
-    captioner = Captioner(base_model, adapter, configured.for_adapter(adapter, inference.settings_from))
+    settings = settings_for(adapter, settings, inference.settings_from, asks=True)
+    captioner = Captioner(base_model, adapter, settings)
     notes = CaptionNotes(workspace.folder("inference") / f"{captioner.key}.jsonl")
-    captions = caption_gathered(captioner, gathered, notes, workspace.path, launcher)
-    return captions, draw_sheet({name: notes.captions[name] for name in gathered.usable}, gathered.images)
+    captions = caption_gathered(captioner, gathered, notes)
+    return captions, draw_sheet({name: notes.captions[name].text for name in gathered.usable}, gathered.images)

@@ -1,0 +1,1 @@
+"""Captions of the held-out images: generation, metrics against references, reports."""

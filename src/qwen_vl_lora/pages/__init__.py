@@ -1,0 +1,1 @@
+"""How HTML pages are made: one file each, with its own style and script, that asks nothing of a network."""

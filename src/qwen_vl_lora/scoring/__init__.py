@@ -1,1 +1,0 @@
-"""Captions of the held-out images: generated, scored against their references, and shown."""

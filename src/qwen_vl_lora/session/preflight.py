@@ -1,0 +1,227 @@
+"""Checks before the first node that a run can succeed. They are cheap and write nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kedro.io import CatalogProtocol
+from kedro.pipeline import Pipeline
+
+from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
+from qwen_vl_lora.hub.repositories import parse_repository
+from qwen_vl_lora.model.base_model import check_packages, difference_of
+from qwen_vl_lora.model.devices import choose_device, memory_of, usable_precision
+from qwen_vl_lora.model.families import FAMILIES, Family, family_of_published
+from qwen_vl_lora.model.parent import find_parent
+from qwen_vl_lora.model.pictures import PictureSizer
+from qwen_vl_lora.parameters import CaptionsParameters, ImageParameters, Parameters, QuarantineParameters
+from qwen_vl_lora.samples.conversations import Conversations
+from qwen_vl_lora.samples.records import Rejection, Row
+from qwen_vl_lora.samples.source import GivenRows, Reading, Source, as_source
+
+logger = logging.getLogger(__name__)
+
+SOURCE = "captioned_images"
+
+
+def check_run(pipeline: Pipeline, catalog: CatalogProtocol, settings: Parameters) -> None:
+    """Refuse a run whose settings, device or inputs cannot be used. The cheapest check comes first, the network last.
+
+    Raises:
+        QwenVLLoraError: naming what is missing and what to do.
+    """
+    inputs = pipeline.inputs()
+    computes = bool(pipeline.only_nodes_with_tags("compute").nodes)
+    trains = "adapter" in pipeline.all_outputs()
+    if computes:
+        _check_computing(settings)
+    if trains:
+        _check_training(settings)
+    remote = []
+    for name in sorted(inputs):
+        dataset: Any = None if name.startswith("params:") or name == "parameters" else catalog.get(name)
+        if hasattr(dataset, "needs_network") and dataset.needs_network():
+            remote.append(name)
+        else:
+            _check_input(name, dataset)
+    if computes or "params:image" in inputs:
+        _check_sizes(catalog, inputs, settings.image, trains=trains)
+    if SOURCE in inputs:
+        _check_source(catalog, settings)
+    if trains:
+        if settings.init_adapter is not None:
+            find_parent(settings.init_adapter, catalog["workspace"].places())
+        if "base_model" in inputs:
+            _check_adapter(catalog, settings)
+            _check_rows(catalog, inputs, settings)
+        _check_memory(catalog, inputs, settings)
+    if computes and settings.cluster.address is not None:
+        _check_cluster(catalog, settings)
+    for name in remote:
+        _check_input(name, catalog.get(name))
+
+
+def _check_computing(settings: Parameters) -> None:
+    if settings.device == "cuda":
+        choose_device("cuda")
+    check_packages(settings)
+
+
+def _check_training(settings: Parameters) -> None:
+    """Checks that need transformers and torch. A run that only prepares data does not import them."""
+    from qwen_vl_lora.cluster.work import size_of
+    from qwen_vl_lora.training.arguments import check_arguments
+    from qwen_vl_lora.training.sharding import check_sharding
+
+    device = choose_device(settings.device)
+    precision = usable_precision(settings.training_args, device)
+    check_arguments(settings.model_copy(update={"training_args": precision}))
+    if precision.is_sharded:
+        check_sharding(precision, device, size_of(settings.cluster, device).processes)
+
+
+def _check_sizes(catalog: CatalogProtocol, inputs: set[str], image: ImageParameters, *, trains: bool) -> None:
+    """Check the pixel limits: an image token fits, and no training picture is resized to nothing."""
+    known = _family(catalog["base_model"]) if "base_model" in inputs else None
+    # Without the base its family is unknown: at least the smallest token of any family must fit.
+    family = known or min(FAMILIES, key=lambda family: family.token_side)
+    sizer = PictureSizer(image, family.patch_size, family.merge_size)
+    if known and (rounding := sizer.rounding()):
+        logger.info(rounding)
+    if trains and image.max_pixels is not None and "images" in inputs:
+        for entry in catalog["images"].load():
+            sizer.grid(entry.width, entry.height)
+
+
+def _family(base_model: Any) -> Family | None:
+    """The family of the local base, else of the published checkpoint with its name, else None."""
+    if base_model.exists():
+        family: Family = base_model.load().family
+        return family
+    repository = parse_repository("model", str(base_model._describe()["model"]))
+    return family_of_published(repository.id) if repository else None
+
+
+def _check_memory(catalog: CatalogProtocol, inputs: set[str], settings: Parameters) -> None:
+    """Check with the estimate of `qwen-vl-lora plan` that the training fits into the GPU's memory."""
+    gpu_memory = memory_of(choose_device(settings.device))
+    if gpu_memory is None:
+        return
+    from qwen_vl_lora.session.planning import find_base
+    from qwen_vl_lora.training.plan import PlannedData, check_memory, longest
+
+    try:
+        base = find_base(catalog)
+    except MissingArtifactError:  # not local, and of unknown size: the check of the base itself reports more
+        return
+    data = None
+    if {"train_conversations", "images"} <= inputs:
+        train, images = catalog["train_conversations"].load(), catalog["images"].load()
+        longest_ones = Conversations(longest(train, settings))
+        data = PlannedData(longest_ones, [], [], images, "train_conversations", rejected=0)
+    check_memory(base, data, settings, gpu_memory)
+
+
+def _check_adapter(catalog: CatalogProtocol, settings: Parameters) -> None:
+    """Check the settings of LoRA against the base's own modules, if the base is local."""
+    if not catalog["base_model"].exists():
+        return
+    from qwen_vl_lora.model.lora import check_lora
+
+    check_lora(catalog["base_model"].load(), settings.lora, settings.vision, quantized=settings.is_quantized)
+
+
+def _check_cluster(catalog: CatalogProtocol, settings: Parameters) -> None:
+    """Check that every machine of the cluster sees the project and the base, and has the same packages."""
+    from qwen_vl_lora.cluster import ray_cluster
+
+    entry = catalog["base_model"]
+    base = entry.load() if entry.exists() else None
+    look: Callable[[], str] = str
+    if base is not None and not base.path.resolve().is_relative_to(Path.cwd()):
+        look = partial(difference_of, base.path, base.files)
+    ray_cluster.check(settings.cluster, catalog["workspace"].load().path, look)
+
+
+def _check_rows(catalog: CatalogProtocol, inputs: set[str], settings: Parameters) -> None:
+    """Check that no two stored answers would share a row in a family that cannot separate them."""
+    family = _family(catalog["base_model"])
+    if family is None or family.shares_rows or settings.rows == "separate" or "train_conversations" not in inputs:
+        return
+    from qwen_vl_lora.training.rows import shared_rows_error
+
+    prompts = [str(_prompt(record["conversations"])) for record in catalog["train_conversations"].load()]
+    if len(set(prompts)) < len(prompts):
+        raise shared_rows_error(family)
+
+
+def _prompt(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The turns before the first answer that is trained."""
+    trained = (turn["from"] == "assistant" and turn.get("loss", True) for turn in turns)
+    return turns[: next((place for place, is_trained in enumerate(trained) if is_trained), len(turns))]
+
+
+def _check_input(name: str, dataset: Any) -> None:
+    look = getattr(dataset, "check", None) or getattr(dataset, "existing_path", None)
+    if look is None:
+        return
+    try:
+        look()
+    except MissingArtifactError as error:
+        raise MissingArtifactError(f"Dataset {name}: {error}") from error
+
+
+def _check_source(catalog: CatalogProtocol, settings: Parameters) -> None:
+    reading = Reading.of(settings.captions, settings.image)
+    rows = as_source(catalog[SOURCE].load()).read_as(reading)
+    check_files(rows, settings.captions, settings.quarantine, catalog["workspace"].places().project)
+
+
+def check_files(
+    rows: Source, captions: CaptionsParameters, quarantine: QuarantineParameters, project: Path = Path()
+) -> None:
+    """Refuse a source without rows, or with more bad rows than `quarantine.max_share` allows.
+
+    Checks only that files exist; their contents are checked when they are collected.
+
+    Raises:
+        DataFormatError: with the number of bad rows and the first of them.
+    """
+    if not rows.is_quick or isinstance(rows, GivenRows):
+        return
+    from qwen_vl_lora.samples.collection import take_rows  # imports pandas, which listing pipelines does not need
+
+    num_rows, faults = 0, []
+    for row in take_rows(rows, captions, project):
+        num_rows += 1
+        fault = _fault(row)
+        if fault is not None:
+            faults.append(fault)
+    if num_rows == 0:
+        raise DataFormatError(
+            f"The source `{SOURCE}` ({rows}) has no rows. Give a file with at least one caption, and check "
+            "captions.num_rows."
+        )
+    if len(faults) > quarantine.max_share * num_rows:
+        shown = "\n".join(f"  {fault}" for fault in faults[:5])
+        raise DataFormatError(
+            f"{len(faults)} of {num_rows} rows of `{SOURCE}` ({rows}) cannot be used; quarantine.max_share allows "
+            f"{quarantine.max_share:.0%}. The first:\n{shown}\nCorrect the file or its image paths (they are relative "
+            "to the file), or raise quarantine.max_share."
+        )
+
+
+def _fault(row: Row) -> str | None:
+    if isinstance(row, Rejection):
+        if row.reason == "excluded":
+            return None
+        return f"row {row.row}: {row.reason}: {row.detail}"
+    files = [image for image in row.images if isinstance(image, Path)]
+    # Not Path.is_file, which raises for a name that is too long: the row is bad, not the run.
+    lost = [file for file in files if not os.path.isfile(file)]  # noqa: PTH113
+    return f"row {row.row}: missing_image: {lost[0]} not found" if lost else None

@@ -1,0 +1,183 @@
+"""From rows to the tensors of one forward pass.
+
+Rows are padded on the left, so that answers end together and logits are computed for the last
+positions alone. Pictures come as stored features, or as pixels when the tower is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from qwen_vl_lora.features.inputs import PictureInputs
+from qwen_vl_lora.model.chat import ChatEncoder, EncodedConversation
+from qwen_vl_lora.training.rows import Row
+
+
+@dataclass
+class ForwardPass:
+    """One forward pass of `B` rows of `T` tokens, of which `N` are scored.
+
+    Attributes:
+        inputs: keyword arguments of the model; all tensors, or tuples of tensors.
+        source: (2, N) int64; row and position in the kept logits that predict each label.
+        labels: (N,) int64; the scored tokens.
+        sample_ids: conversations in it, for messages.
+    """
+
+    inputs: dict[str, Any]
+    source: torch.Tensor
+    labels: torch.Tensor
+    sample_ids: list[str]
+
+
+def silenced(forward: ForwardPass) -> ForwardPass:
+    """The same pass with nothing scored: its gradients are zero.
+
+    For a rank with fewer passes than another: weights or gradients are exchanged during passes, so all ranks need the
+    same number.
+    """
+    return ForwardPass(forward.inputs, forward.source[:, :0], forward.labels[:0], [])
+
+
+def rope_positions(conversation: EncodedConversation, merge_size: int) -> np.ndarray:
+    """Multimodal rotary positions (3, T): temporal, height and width.
+
+    Source: `Qwen2VLModel.get_rope_index`, for pictures without motion; that method needs the model.
+    """
+    positions = np.empty((3, len(conversation.ids)), dtype=np.int64)
+    edges = np.flatnonzero(np.diff(conversation.is_image, prepend=False, append=False))
+    grids = iter(conversation.grids)
+    done, following = 0, 0
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        positions[:, done:start] = following + np.arange(start - done)
+        following += start - done
+        while start < stop:  # runs of two pictures may be adjacent
+            _, down, across = next(grids)
+            down, across = down // merge_size, across // merge_size
+            size = down * across
+            positions[0, start : start + size] = following
+            positions[1, start : start + size] = following + np.repeat(np.arange(down), across)
+            positions[2, start : start + size] = following + np.tile(np.arange(across), down)
+            following += max(down, across)
+            start += size
+        done = stop
+    positions[:, done:] = following + np.arange(len(conversation.ids) - done)
+    return positions
+
+
+class RowCollator:
+    """Builds forward passes from rows.
+
+    Args:
+        encoder: encoded the conversations of the rows.
+        pictures: their pictures as the model gets them.
+    """
+
+    def __init__(self, encoder: ChatEncoder, pictures: PictureInputs) -> None:
+        self._pictures = pictures
+        self._pad_id = encoder.pad_id
+        self._merge_size = encoder.sizer.merge_size
+
+    def __call__(self, rows: Sequence[Row]) -> ForwardPass:
+        width = max(row.length for row in rows)
+        kept = max(row.length - row.prompt_length for row in rows) + 1
+        ids = np.full((len(rows), width), self._pad_id, dtype=np.int64)
+        positions = np.zeros((3, len(rows), width), dtype=np.int64)
+        sources, labels = [], []
+        for number, row in enumerate(rows):
+            left = width - row.length
+            flat = _flatten(row, self._merge_size)
+            ids[number, left:], positions[:, number, left:] = flat.ids, flat.positions
+            columns = flat.sources + left - (width - kept)
+            sources.append(np.stack([np.full_like(columns, number), columns]))
+            labels.append(flat.ids[flat.scored])
+        # Only an answer alone in its row can contain pictures, so the first members have all pictures in reading order.
+        pictures = self._pictures([name for row in rows for name in row.members[0].images])
+        return ForwardPass(
+            inputs={
+                "input_ids": torch.from_numpy(ids),
+                "position_ids": torch.from_numpy(positions),
+                "attention_mask": attention_mask(rows, width),
+                "logits_to_keep": kept,
+                **pictures,
+            },
+            source=torch.from_numpy(np.concatenate(sources, axis=1)),
+            labels=torch.from_numpy(np.concatenate(labels)),
+            sample_ids=[member.id for row in rows for member in row.members],
+        )
+
+
+@dataclass(frozen=True)
+class _FlatRow:
+    ids: np.ndarray
+    positions: np.ndarray
+    scored: np.ndarray
+    sources: np.ndarray
+    """For each scored token the position whose logits predict it."""
+
+
+def _flatten(row: Row, merge_size: int) -> _FlatRow:
+    prompt = row.prompt_length
+    first, *others = row.members
+    parts = [slice(0, len(first.ids))] + [slice(prompt, len(member.ids)) for member in others]
+    members = [first, *others]
+    predicted_by = np.arange(-1, row.length - 1)
+    start = prompt
+    for member in members:
+        predicted_by[start] = prompt - 1  # every answer begins directly after the prompt
+        start += len(member.ids) - prompt
+    scored = np.concatenate([member.scored[part] for member, part in zip(members, parts, strict=True)])
+    positions = [rope_positions(member, merge_size)[:, part] for member, part in zip(members, parts, strict=True)]
+    return _FlatRow(
+        ids=np.concatenate([member.ids[part] for member, part in zip(members, parts, strict=True)]),
+        positions=np.concatenate(positions, axis=1),
+        scored=scored,
+        sources=predicted_by[scored],
+    )
+
+
+def attention_mask(rows: Sequence[Row], width: int) -> torch.Tensor | None:
+    """Which tokens each token attends to.
+
+    Returns:
+        None for plain causal attention when nothing is padded or shared, (B, T) where rows are only
+        padded, (B, 1, T, T) bool where a row has several answers, which must not attend to each other.
+    """
+    if all(len(row.members) == 1 for row in rows):
+        if all(row.length == width for row in rows):
+            return None
+        return torch.tensor([[0] * (width - row.length) + [1] * row.length for row in rows])
+    mask = torch.zeros(len(rows), 1, width, width, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        mask[number, 0, width - row.length :, width - row.length :] = _block_mask(row)
+    # A padding token without any key would make the softmax NaN.
+    return mask | torch.eye(width, dtype=torch.bool)
+
+
+def _block_mask(row: Row) -> torch.Tensor:
+    """(row length, row length) bool: causal; all answers attend to the prompt, none to another answer."""
+    lengths = [len(member.ids) - row.prompt_length for member in row.members]
+    answer_of = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    block = torch.from_numpy(np.concatenate([np.zeros(row.prompt_length, dtype=np.int64), answer_of]))
+    same = (block[:, None] == block[None, :]) | (block[None, :] == 0)
+    return same & torch.ones(row.length, row.length, dtype=torch.bool).tril()
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """A nested structure with its tensors on a device."""
+    from transformers.utils.generic import ModelOutput
+
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, ModelOutput):
+        return type(value)(**{name: to_device(part, device) for name, part in value.items()})
+    if isinstance(value, dict):
+        return {name: to_device(part, device) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(to_device(part, device) for part in value)
+    return value

@@ -1,0 +1,197 @@
+"""How conversations share a row, and how the rows of one optimizer step share forward passes.
+
+A row is one line of a batch: a prompt followed by its answers. Captions of one picture under one prompt have equal
+prompts, so picture and prompt are computed once. Each answer attends to the prompt and itself; its positions continue
+from the prompt as if it were the only answer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from qwen_vl_lora.exceptions import ParameterError
+from qwen_vl_lora.model.chat import EncodedConversation
+from qwen_vl_lora.model.families import Family
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One or more conversations with the same prompt."""
+
+    members: tuple[EncodedConversation, ...]
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the shared prompt."""
+        return self.members[0].prompt_length
+
+    @property
+    def length(self) -> int:
+        """Tokens of the row: the prompt once, then every answer."""
+        return self.prompt_length + sum(len(member.ids) - self.prompt_length for member in self.members)
+
+
+def group_rows(
+    conversations: Sequence[EncodedConversation], rows: Literal["shared", "separate"], max_tokens: int
+) -> list[Row]:
+    """Put conversations with equal prompts into one row.
+
+    Args:
+        conversations: those of one optimizer step.
+        rows: `separate` gives every conversation its own.
+        max_tokens: a shared row longer than this is split between answers.
+    """
+    if rows == "separate":
+        return [Row((conversation,)) for conversation in conversations]
+    groups: defaultdict[object, list[EncodedConversation]] = defaultdict(list)
+    for position, conversation in enumerate(conversations):
+        groups[_prompt_key(conversation, position)].append(conversation)
+    return [row for group in groups.values() for row in _split(group, max_tokens)]
+
+
+def _prompt_key(conversation: EncodedConversation, position: int) -> object:
+    prompt_length = conversation.prompt_length
+    if conversation.is_image[prompt_length:].any():
+        return position  # a picture after the prompt belongs to one answer only
+    return conversation.images, conversation.ids[:prompt_length].tobytes()
+
+
+def _split(group: list[EncodedConversation], max_tokens: int) -> Iterator[Row]:
+    members: list[EncodedConversation] = []
+    length = group[0].prompt_length
+    for conversation in group:
+        answer = len(conversation.ids) - conversation.prompt_length
+        if members and length + answer > max_tokens:
+            yield Row(tuple(members))
+            members, length = [], conversation.prompt_length
+        members.append(conversation)
+        length += answer
+    yield Row(tuple(members))
+
+
+def pack_rows(rows: Sequence[Row], max_rows: int, max_tokens: int) -> list[list[Row]]:
+    """Divide the rows of a step into forward passes of rows with similar length.
+
+    The loss of a step is one sum over its answer tokens, so the division changes neither loss nor gradients.
+
+    Args:
+        rows: the rows of one optimizer step.
+        max_rows: rows of one forward pass.
+        max_tokens: tokens of one forward pass, padding included; a longer row gets a pass of its own.
+    """
+    passes: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: row.length, reverse=True):
+        current = passes[-1] if passes else []
+        fits = len(current) < max_rows and current and (len(current) + 1) * current[0].length <= max_tokens
+        if fits:
+            current.append(row)
+        else:
+            passes.append([row])
+    return passes
+
+
+def plan_passes(
+    conversations: Sequence[EncodedConversation], rows: Literal["shared", "separate"], batch_size: int
+) -> list[list[Row]]:
+    """The forward passes of one optimizer step; none for a rank with an empty share.
+
+    A pass has at most the tokens that `batch_size` separate rows would have, however they are packed.
+    """
+    if not conversations:
+        return []
+    max_tokens = batch_size * max(len(conversation.ids) for conversation in conversations)
+    return pack_rows(group_rows(conversations, rows, max_tokens), batch_size, max_tokens)
+
+
+class StepSampler:
+    """The conversations of each optimizer step, as lists of indices.
+
+    Works as a DataLoader's `batch_sampler`. The order depends only on seed and epoch. Conversations
+    that can share a row stay together, and are split only when a step is full.
+
+    Args:
+        groups: for each conversation the number of the group that it can share a row with.
+        step_size: captions of one optimizer step over all ranks.
+        rank: of this process.
+        world_size: processes; each takes a share of every step, which may be empty in the last step.
+    """
+
+    def __init__(self, groups: Sequence[int], step_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        members: defaultdict[int, list[int]] = defaultdict(list)
+        for index, group in enumerate(groups):
+            members[group].append(index)
+        self._groups = list(members.values())
+        self._group_of = np.asarray(groups)
+        self._num_conversations = len(groups)
+        self._step_size = step_size
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self._epoch, self._first = 0, 0
+
+    def start_at(self, epoch: int, step: int) -> None:
+        """Start the next iteration at `step` of an epoch."""
+        self._epoch, self._first = epoch, step
+
+    def __len__(self) -> int:
+        return -(-self._num_conversations // self._step_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps()[self._first :]:
+            cuts = self._cuts(step)
+            yield step[cuts[self._rank] : cuts[self._rank + 1]].tolist()
+
+    def _cuts(self, step: np.ndarray) -> list[int]:
+        """The positions that divide a step into the ranks' shares.
+
+        They are between two groups if that is near an even division, so that a group stays on one rank.
+        """
+        even = len(step) / self._world_size
+        groups = self._group_of[step]
+        borders = np.array([0, *(np.flatnonzero(np.diff(groups)) + 1), len(step)])
+        cuts = []
+        for rank in range(self._world_size + 1):
+            nearest = int(borders[np.abs(borders - rank * even).argmin()])
+            cuts.append(nearest if abs(nearest - rank * even) < even / 2 else round(rank * even))
+        return cuts
+
+    def steps(self) -> list[np.ndarray]:
+        """Indices of every step of the epoch, over all ranks."""
+        order = np.random.default_rng([self._seed, self._epoch]).permutation(len(self._groups))
+        indices = np.array([index for group in order for index in self._groups[group]], dtype=np.int64)
+        return [indices[start : start + self._step_size] for start in range(0, len(indices), self._step_size)]
+
+
+def share_groups(conversations: Sequence[EncodedConversation], rows: Literal["shared", "separate"]) -> list[int]:
+    """For each conversation the number of its group: those of one group can share a row."""
+    if rows == "separate":
+        return list(range(len(conversations)))
+    numbers: dict[object, int] = {}
+    return [
+        numbers.setdefault(_prompt_key(conversation, position), len(numbers))
+        for position, conversation in enumerate(conversations)
+    ]
+
+
+def check_rows(
+    conversations: Sequence[EncodedConversation], rows: Literal["shared", "separate"], family: Family
+) -> None:
+    """Refuse shared rows for a family with layers that ignore the mask between answers.
+
+    Raises:
+        ParameterError: if two conversations would share a row.
+    """
+    if not family.shares_rows and len(set(share_groups(conversations, rows))) < len(conversations):
+        raise shared_rows_error(family)
+
+
+def shared_rows_error(family: Family) -> ParameterError:
+    return ParameterError(
+        f"rows: `shared` puts the answers to one picture into one row, but {family.name} has layers that ignore "
+        "the attention mask, so each answer would depend on those before it. Set rows: separate."
+    )

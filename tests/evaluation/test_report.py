@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from evaluation.rows import Row
+from qwen_vl_lora.evaluation.metrics import score_predictions
+from qwen_vl_lora.evaluation.report import ReportFacts, ReportRun, render_report, run_labels
+from qwen_vl_lora.exceptions import DataFormatError
+from qwen_vl_lora.parameters import ScoringParameters
+from qwen_vl_lora.samples.tally import sentence
+from viz.browser import findings_of_axe, needs_chromium, open_page
+
+HOSTILE = '</script><script>document.title="taken"</script><img src=x onerror="document.title=1">'
+ROWS: list[Row] = [
+    (["a red dog runs over the wide grass"], "a picture", "a red dog runs over the wide grass"),
+    (["a blue cat sits on a chair", "one cat"], "a picture", "a blue cat sits on a table"),
+    (["a tall tree stands by a lake"], "a picture", "nothing"),
+]
+MakeRun = Callable[..., ReportRun]
+TYPE = "(f => { f.value = '%s'; f.dispatchEvent(new Event('input')); })(document.getElementById('filter'))"
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text outside of style and script."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._silent = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._silent = tag in ("style", "script")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._silent = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self._silent else data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def cards(self) -> list[str | None]:
+        return [attributes["data-id"] for attributes in self.all("article")]
+
+
+@pytest.fixture
+def make_run(make_predictions: Callable[[list[Row]], pd.DataFrame], scoring: ScoringParameters) -> MakeRun:
+    def make(rows: list[Row] = ROWS, name: str = "tiny", **facts: object) -> ReportRun:
+        table = make_predictions(rows)
+        metrics, scores = score_predictions(table, scoring)
+        known = {"adapter": {"r": 8}, "data": {"training captions": 496}, "settings": {}, "lineage": {}} | facts
+        return ReportRun(ReportFacts(name, "2026-01-02", "base/model", **known), table, scores, metrics)
+
+    return make
+
+
+def open_image(path: str) -> Image.Image:
+    return Image.new("RGB", (640, 480), "teal")
+
+
+def test_the_page_asks_nothing_of_the_network(make_run: MakeRun) -> None:
+    page = Page(render_report([make_run()], open_image))
+    addresses = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href")]
+    assert all(address is not None and address.startswith(("data:", "#")) for address in addresses)
+    assert not page.all("iframe") + page.all("object")
+    assert "url(" not in render_report([make_run()], open_image)
+
+
+def test_a_caption_that_was_cut_is_marked_and_the_mark_explained(make_run: MakeRun, scoring: ScoringParameters) -> None:
+    run = make_run()
+    assert "cut" not in Page(render_report([run], open_image)).text
+    table = run.predictions.assign(base_cut=["true"] * 3, tuned_cut=["false", "true", "false"])
+    metrics, scores = score_predictions(table, scoring)
+    page = Page(render_report([ReportRun(run.facts, table, scores, metrics)], open_image))
+    marks = [mark for mark in page.all("abbr") if mark.get("title")]
+    assert len(marks) == 2 * 4  # in the cards, and in the three of them to begin with
+    assert {mark["title"] for mark in marks} == {"ended by generation.max_new_tokens, not by the model"}
+    text = " ".join(page.text.split())
+    assert "A caption marked cut was ended by generation.max_new_tokens, not by the model." in text
+    assert "Cut at generation.max_new_tokens: 3 base and 1 tuned captions of 3." in text
+
+
+def test_only_the_pages_own_script_may_run(make_run: MakeRun) -> None:
+    html = render_report([make_run()], open_image)
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = next(tag["content"] for tag in Page(html).all("meta") if tag.get("http-equiv"))
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+
+
+def test_hostile_text_stays_text(make_run: MakeRun) -> None:
+    run = make_run([([HOSTILE], HOSTILE, HOSTILE)], name=HOSTILE, settings={HOSTILE: HOSTILE})
+    run.predictions["image_id"] = run.scores["image_id"] = f'"{HOSTILE}'
+    page = Page(render_report([run], open_image))
+    assert len(page.all("script")) == 1
+    assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
+    assert page.cards() == [f'"{HOSTILE}']
+    assert HOSTILE in page.text
+
+
+def test_failures_come_first(make_run: MakeRun) -> None:
+    assert Page(render_report([make_run()], open_image)).cards() == ["image_2", "image_1", "image_0"]
+
+
+def test_headline_intervals_and_facts_are_told(make_run: MakeRun) -> None:
+    run = make_run(settings={"lora": {"r": 8}}, lineage={"commit": "abc123"})
+    text = Page(render_report([run], open_image)).text
+    base, tuned = run.metrics["base"]["CIDEr"], run.metrics["tuned"]["CIDEr"]
+    assert f"CIDEr {base:.2f} → {tuned:.2f} on 3 held-out images" in text
+    assert "base/model" in text
+    assert "abc123" in text
+    low, high = run.metrics["confidence"]["tuned"]["ROUGE-L"]
+    assert f"{low:.3f} … {high:.3f}" in text
+
+
+def test_few_images_are_warned_about_and_many_are_not(make_run: MakeRun) -> None:
+    assert "Metrics on 3 images mean little" in Page(render_report([make_run()], open_image)).text
+    many = make_run([([f"a dog number {i}"], "x", "a dog") for i in range(50)])
+    assert "mean little" not in Page(render_report([many], open_image)).text
+
+
+def test_differing_words_are_marked(make_run: MakeRun) -> None:
+    html = render_report([make_run()], open_image)
+    assert '<mark class="extra">table</mark>' in html
+    assert '<mark class="missing">chair</mark>' in html
+
+
+def test_a_picture_that_cannot_be_opened_leaves_a_placeholder(make_run: MakeRun) -> None:
+    def fail(path: str) -> Image.Image:
+        raise FileNotFoundError(path)
+
+    page = Page(render_report([make_run()], fail))
+    assert not [image for image in page.all("img") if "src" in image]
+    assert page.text.count("no picture") == 6  # cards, and the three of them to begin with
+
+
+@pytest.mark.parametrize(("count", "size"), [(3, (640, 480)), (500, (224, 168))])
+def test_pictures_are_the_smaller_the_more_there_are(make_run: MakeRun, count: int, size: tuple[int, int]) -> None:
+    run = make_run([([f"a dog number {i}"], "x", "a dog") for i in range(count)])
+    source = Page(render_report([run], open_image)).all("img")[0]["src"]
+    assert source is not None
+    picture = Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/webp;base64,"))))
+    assert picture.size == size
+
+
+def test_pictures_say_what_they_show_by_their_reference(make_run: MakeRun) -> None:
+    alts = {image["alt"] for image in Page(render_report([make_run()], open_image)).all("img") if image["alt"]}
+    assert "image_0: a red dog runs over the wide grass" in alts
+    assert len(alts) == 3
+
+
+def test_beyond_the_limit_captions_come_without_pictures(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen_vl_lora.evaluation.report._MAX_PICTURES", 2)
+    html = render_report([make_run()], open_image)
+    page = Page(html)
+    assert html.partition('<h2 id="captions"')[2].count("data:image/webp") == 2
+    assert "The 1 best captions come without a picture" in page.text
+
+
+def test_empty_and_chinese_captions_are_shown(make_run: MakeRun) -> None:
+    text = Page(render_report([make_run([(["一只狗在公园里"], "", "一只猫")])], open_image)).text
+    assert "一只狗在公园里" in text
+    assert "empty caption" in text
+
+
+def test_runs_stand_side_by_side(make_run: MakeRun) -> None:
+    other = [(references, base, "another answer") for references, base, _ in ROWS]
+    page = Page(render_report([make_run(name="first"), make_run(other, name="second")], open_image))
+    assert page.text.partition("lowest CIDEr of first")[2].count("another answer") == 3
+    assert len(page.cards()) == 3
+    assert "different images" not in page.text
+
+
+def test_runs_are_named_by_what_differs_and_compared_with_an_interval(make_run: MakeRun) -> None:
+    other = [(references, base, "another answer") for references, base, _ in ROWS]
+    named = [{"lora.r": "8", "split.seed": "1"}, {"lora.r": "64", "split.seed": "1"}]
+    runs = [make_run(differences=named[0]), make_run(other, differences=named[1])]
+    text = " ".join(Page(render_report(runs, open_image)).text.split())
+    one, two = (run.metrics["tuned"]["CIDEr"] for run in runs)
+    assert f"CIDEr {one:.2f} with r=8, seed=1, {two:.2f} with r=64, seed=1 on 3 held-out images" in text
+    assert f"r=64, seed=1 minus r=8, seed=1: −{one - two:.2f} (95 % interval " in text
+    assert "largest disagreement" in text
+    assert text.count("Base ") < 12  # equal base metrics stand once
+    page = Page(render_report(runs, open_image))
+    assert [card["data-spread"] for card in page.all("article")] != ["0.0"] * 3
+
+
+def test_runs_that_settings_do_not_tell_apart_keep_their_names(make_run: MakeRun) -> None:
+    long = {"lora.target_modules": "['q_proj', 'k_proj', 'v_proj', 'o_proj']"}
+    runs = [make_run(name="first", differences=long), make_run(name="second", differences={"lora.r": "8"})]
+    assert run_labels(runs) == ["first", "second"]
+    assert run_labels([make_run(name="first"), make_run(name="second")]) == ["first", "second"]
+
+
+def test_the_first_screen_shows_a_gain_a_typical_caption_and_a_failure(make_run: MakeRun) -> None:
+    rows: list[Row] = [(["a big dog"], "x", "a small dog"), (["a big cat on grass"], "x", "a cat on grass")]
+    html = render_report([make_run([*ROWS, *rows])], open_image)
+    page = Page(html)
+    figures = [figure["data-card"] for figure in page.all("figure")]
+    assert len(set(figures)) == 3
+    assert figures[-1] == "picture-image_2"
+    assert {"picture-" + str(card) for card in page.cards()} >= set(figures)
+    text = " ".join(page.text.split())
+    assert "Base captions have 2 words in the median, tuned ones 4, their references 7." in text
+    assert "1 of 5 tuned captions equal a reference. The 4 others most often lack “big” (2)." in text
+
+
+def test_a_change_that_is_none_has_no_sign_and_no_colour(make_run: MakeRun) -> None:
+    html = render_report(
+        [make_run([(["a dog runs"], "a dog", "a dog"), (["a cat sits"], "a cat", "a cat")])], open_image
+    )
+    assert "−0.00" not in html
+    assert "+0.00" not in html
+    assert 'class="worse"' not in html
+    assert "(95 % interval 0.00 to 0.00, no difference)" in html
+
+
+def test_a_change_of_exact_matches_is_in_percentage_points(make_run: MakeRun) -> None:
+    assert re.search(r">\+33<span class=\"interval\">percentage points", render_report([make_run()], open_image))
+
+
+def test_cards_can_be_linked_and_are_told_apart(make_run: MakeRun) -> None:
+    run = make_run()
+    run.predictions["image_id"] = run.scores["image_id"] = ["a b/c.jpg", "a b:c.jpg", "图.jpg"]
+    page = Page(render_report([run], open_image))
+    assert sorted(str(card["id"]) for card in page.all("article")) == [
+        "picture-a-b-c.jpg", "picture-a-b-c.jpg-2", "picture-图.jpg",
+    ]  # fmt: skip
+    linked = {link["href"] for link in page.all("a")}
+    assert linked >= {f"#{card['id']}" for card in page.all("article")}
+
+
+def test_buttons_and_columns_select_cards_by_their_facets(make_run: MakeRun) -> None:
+    page = Page(render_report([make_run([*ROWS, (["a bird"], "a bird", "x")])], open_image))
+    facets = [str(card["data-facets"]).split() for card in page.all("article")]
+    assert sum("exact" in marks for marks in facets) == 1
+    assert sum("differs" in marks for marks in facets) == 3
+    assert sum("worse" in marks for marks in facets) == 1
+    assert {"exact", "differs", "worse"} | {marks[-1] for marks in facets} <= {
+        button.get("data-facet") for button in page.all("button")
+    }
+    assert "worse than base 1" in page.text
+
+
+def test_the_curves_of_the_training_and_what_made_it_are_shown(make_run: MakeRun) -> None:
+    curve = [{"step": 1, "loss": 4.0}, {"step": 20, "loss": 1.5}, {"step": 20, "validation_loss": 1.75}]
+    page = Page(render_report([make_run(curve=curve, made="trained in 3 min 20 s")], open_image))
+    (drawing,) = page.all("svg")
+    assert drawing["aria-label"] == "Loss over 20 steps: training 4.00 to 1.50; validation 1.75 to 1.75"
+    assert "trained in 3 min 20 s" in page.text
+    assert not Page(render_report([make_run()], open_image)).all("svg")
+
+
+def test_captions_carry_their_language(make_run: MakeRun) -> None:
+    html = render_report([make_run([(["一只狗"], "a dog", "イヌ")])], open_image)
+    assert '<dd class="text" dir="auto" lang="zh">' in html
+    assert '<dd class="text" dir="auto" lang="ja">' in html
+    assert '<dd class="text" dir="auto">a dog</dd>' in html
+
+
+def test_runs_on_different_images_are_not_compared_silently(make_run: MakeRun) -> None:
+    page = Page(render_report([make_run(), make_run(ROWS[:2], name="second")], open_image))
+    assert "scored on different images" in page.text
+    assert len(page.cards()) == 3
+
+
+def test_one_picture_may_be_asked_about_twice(make_run: MakeRun) -> None:
+    run = make_run()
+    run.predictions["image_path"] = "images/0.png"
+    assert len(Page(render_report([run], open_image)).cards()) == 3
+
+
+def test_scores_of_other_predictions_are_refused(make_run: MakeRun) -> None:
+    run = make_run()
+    with pytest.raises(DataFormatError, match="'tiny' lists other images than its predictions"):
+        render_report([ReportRun(run.facts, run.predictions, run.scores.iloc[::-1], run.metrics)], open_image)
+
+
+def test_no_run_is_an_error() -> None:
+    with pytest.raises(DataFormatError, match="at least one run"):
+        render_report([], open_image)
+
+
+def _colour(number: int) -> tuple[int, int, int]:
+    return (number % 5 * 60, number // 5 % 5 * 60, number // 25 * 50)
+
+
+@needs_chromium
+def test_the_page_filters_links_enlarges_and_prints_in_a_browser(make_run: MakeRun, tmp_path: Path) -> None:
+    pytest.importorskip("websockets")
+    file = tmp_path / "report.html"
+    rows: list[Row] = [*ROWS, ([HOSTILE], HOSTILE, HOSTILE), *[([f"bird {i}"], "x", f"bird {i}") for i in range(110)]]
+    colours = iter(range(len(rows)))
+    html = render_report([make_run(rows)], lambda path: Image.new("RGB", (20, 20), _colour(next(colours))))
+    file.write_text(html, encoding="utf-8")
+    shown = "Array.from(document.querySelectorAll('.card:not([hidden])'), (card) => card.dataset.id).join()"
+    with open_page(tmp_path / "profile") as page:
+        page.open(file.as_uri())
+        page.wait_for("document.getElementById('shown')?.textContent == '114 of 114 shown'")
+        assert page.js("document.title").startswith("CIDEr")
+        for label in ("tuned", "cider", "reference"):
+            page.js(TYPE % label)
+            assert page.js(shown) == "", label
+        page.js(TYPE % "chair")
+        assert page.js(shown) == "image_1"
+        page.js("location.hash = 'picture-image_0'")
+        page.wait_for(f"{shown}.includes('image_0,')")
+        assert page.js("document.getElementById('filter').value") == ""
+        page.js("document.querySelector('[data-facet=exact]').click()")
+        assert page.js("document.getElementById('shown').textContent") == "112 of 114 shown"
+        page.js("document.querySelector('#picture-image_5 .zoom').click()")
+        assert page.js("document.querySelector('dialog').open")
+        page.js("document.querySelector('dialog [data-step=\"1\"]').click()")
+        assert page.js("document.querySelector('dialog img').alt") != "image_5: bird 1"
+        page.js("document.querySelector('[data-facet=exact]').click()")
+        assert len(re.findall(rb"/Subtype ?/Image", page.pdf())) >= 114
+        assert page.errors == []
+        assert [url for url in page.requests if not url.startswith(("file:", "data:"))] == []
+
+
+@needs_chromium
+@pytest.mark.skipif("AXE_CORE" not in os.environ, reason="AXE_CORE names no axe.min.js (from `npm pack axe-core`)")
+@pytest.mark.parametrize("count", [1, 2])
+def test_axe_finds_nothing(make_run: MakeRun, tmp_path: Path, count: int) -> None:
+    file = tmp_path / "report.html"
+    curve = [{"step": 1, "loss": 4.0}, {"step": 20, "loss": 1.5}]
+    runs = [make_run(name=f"run {number}", curve=curve) for number in range(count)]
+    file.write_text(render_report(runs, open_image), encoding="utf-8")
+    with open_page(tmp_path / "profile") as page:
+        assert findings_of_axe(page, file) == []
+
+
+def test_pictures_of_two_recipes_are_the_same_pictures(make_run: MakeRun) -> None:
+    one, other = make_run(), make_run()
+    other.predictions["image_path"] = "elsewhere/" + other.predictions["image_path"].str.rpartition("/")[2]
+    page = Page(render_report([one, other], open_image))
+    assert "different images" not in page.text
+
+
+def test_cider_of_a_single_caption_is_explained(make_run: MakeRun) -> None:
+    assert "CIDEr cannot be anything but 0" in Page(render_report([make_run(ROWS[:1])], open_image)).text
+    assert "anything but 0" not in Page(render_report([make_run()], open_image)).text
+
+
+def test_the_page_says_in_one_sentence_what_was_left_out_of_the_source(make_run: MakeRun) -> None:
+    summary = {"samples": 29, "rows": 30, "rejected": {"missing_image": 1}, "forms": {}, "ignored_keys": {}}
+    said = sentence({**summary, "suspicious": []})
+    assert said == "29 samples of 30 rows; 1 rejected (missing_image 1)"
+    assert said in Page(render_report([make_run(data={"source": said})], open_image)).text
+
+
+def test_notes_on_the_base_and_captions_with_nothing_of_the_references_are_said_first(make_run: MakeRun) -> None:
+    rows: list[Row] = [([f"dog number {i} runs"], "a a a a", "a white.") for i in range(4)]
+    page = Page(render_report([make_run(rows, notes=["It knows drawings only."])], open_image))
+    said = " ".join(page.text.split())
+    assert said.index("It knows drawings only.") < said.index("no telling word in common") < said.index("Metrics")
+    assert "no telling word in common" not in Page(render_report([make_run()], open_image)).text
