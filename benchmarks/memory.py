@@ -92,19 +92,19 @@ def measure(cell: Cell, root: Path, device: str) -> Record:
     from qwen_vl_lora.training.memory import MemoryModel, PassShape
     from qwen_vl_lora.training.rows import plan_passes
 
-    parts = _prepare(cell, root, device)
+    parts = prepare(cell, root, device)
     loop, settings = parts["loop"], parts["settings"]
     rows = plan_passes(parts["train"][: settings.training_args.captions_per_step], settings.rows, cell.batch)[0]
     step = [parts["collator"](rows)]
     estimate = MemoryModel.of(parts["base_model"].geometry, settings, mask_bytes=COUNTED_MASK_BYTES[device])
     shape = PassShape.of_rows(rows)
-    _step(loop, step)  # makes AdamW's moments
+    take_step(loop, step)  # makes AdamW's moments
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        _step(loop, step)
+        take_step(loop, step)
         measured, estimated = torch.cuda.max_memory_allocated(), estimate.peak(shape)
     else:
-        measured = _allocated_by(lambda: _step(loop, step))
+        measured = _allocated_by(lambda: take_step(loop, step))
         estimated = estimate.step(shape) - 12 * estimate.lora_parameters
     del parts
     gc.collect()
@@ -112,7 +112,7 @@ def measure(cell: Cell, root: Path, device: str) -> Record:
     return {**mib, "tokens": shape.tokens, "ratio": round(estimated / measured, 3)}
 
 
-def _step(loop: Any, step: list[Any]) -> None:
+def take_step(loop: Any, step: list[Any]) -> None:
     """One optimizer step, as the loop takes it."""
     loop.compute_gradients(step, sum(len(forward.labels) for forward in step))
     loop.optimizer.step()
@@ -133,7 +133,7 @@ def _allocated_by(action: Any) -> int:
     return most
 
 
-def _prepare(cell: Cell, root: Path, device: str) -> dict[str, Any]:
+def prepare(cell: Cell, root: Path, device: str) -> dict[str, Any]:
     """Base, pictures, stored features, encoded conversations and a loop that is about to begin."""
     import torch
 
@@ -144,6 +144,7 @@ def _prepare(cell: Cell, root: Path, device: str) -> dict[str, Any]:
     from qwen_vl_lora.samples.conversations import Conversations
     from qwen_vl_lora.training import train as training
     from qwen_vl_lora.training.collator import RowCollator
+    from qwen_vl_lora.training.last_layer import LastLayer
     from qwen_vl_lora.training.loop import StepBatches, TrainingLoop
 
     base = root / "bases" / f"{cell.base}-{cell.dtype}"
@@ -161,7 +162,8 @@ def _prepare(cell: Cell, root: Path, device: str) -> dict[str, Any]:
     model = training._load_trainable(base_model, None, settings, torch.device(device))
     collator = RowCollator(encoder, pictures)
     batches = StepBatches(train, [], collator, settings, cell.batch)
-    loop = TrainingLoop(model, batches, settings, 1, folder / "checkpoints")
+    last_layer = LastLayer(model.get_base_model(), base_model.family)
+    loop = TrainingLoop(model, last_layer, batches, settings, 1, folder / "checkpoints")
     loop.prepare()
     return {
         "base_model": base_model,

@@ -21,6 +21,7 @@ from qwen_vl_lora.model.merging import merge_adapter
 from qwen_vl_lora.parameters import ExportParameters, GenerationParameters, LoraParameters
 from qwen_vl_lora.samples.conversations import parse_conversation
 from qwen_vl_lora.training.collator import RowCollator
+from qwen_vl_lora.training.last_layer import LastLayer
 from qwen_vl_lora.training.rows import check_rows, plan_passes
 from qwen_vl_lora.training.train import checkpoint_activations
 from tiny_adapters import adapter_record, write_record
@@ -96,6 +97,7 @@ class Project:
         self.model.save_pretrained(folder / "adapter")
         write_record(folder / "adapter", adapter_record(base, lora=lora.model_dump(), vision=vision))
         self.adapter = Adapter(folder / "adapter")
+        self.last_layer = LastLayer(self.model.get_base_model(), base.family)
         if vision == "frozen":
             base.family.drop_tower(self.model.get_base_model())
 
@@ -108,7 +110,7 @@ class Project:
         return [collate(rows) for rows in plan_passes(encoded, rows, 3)]
 
     def predictions(self, forward):
-        return self.model(**forward.inputs, use_cache=False).logits[tuple(forward.source)], forward.labels
+        return self.last_layer.scored_logits(self.model, forward.inputs, forward.source), forward.labels
 
     def loss(self, talks, rows):
         passes = self.passes(talks, rows)

@@ -38,6 +38,7 @@ from qwen_vl_lora.training.arguments import make_optimizer, make_schedule, train
 from qwen_vl_lora.training.checkpoints import INCOMING, STATE_FILE, prune, publish
 from qwen_vl_lora.training.collator import ForwardPass, RowCollator, silenced, to_device
 from qwen_vl_lora.training.interruption import SaveOnSignal
+from qwen_vl_lora.training.last_layer import LastLayer
 from qwen_vl_lora.training.rows import Row, StepSampler, pack_rows, plan_passes, share_groups
 
 logger = logging.getLogger(__name__)
@@ -169,6 +170,7 @@ class TrainingLoop:
 
     Args:
         model: a PeftModel.
+        last_layer: of its language model.
         batches: training and validation batches.
         settings: all settings of the run.
         steps: optimizer steps of the whole training.
@@ -182,12 +184,14 @@ class TrainingLoop:
     def __init__(
         self,
         model: Any,
+        last_layer: LastLayer,
         batches: StepBatches,
         settings: Parameters,
         steps: int,
         folder: Path,
         on_row: OnRow | None = None,
     ) -> None:
+        self._last_layer = last_layer
         self.batches, self.steps, self.folder = batches, steps, folder
         self.state = TrainingState(losses=[0.0] * here.world_size())
         self._arguments = settings.training_args
@@ -337,11 +341,9 @@ class TrainingLoop:
 
     def summed_loss(self, forward: ForwardPass) -> torch.Tensor:
         """Cross entropy over the scored tokens of one pass."""
-        logits = self.model(**to_device(forward.inputs, self.device), use_cache=False).logits
-        rows, columns = forward.source.to(logits.device)
-        return functional.cross_entropy(
-            logits[rows, columns].float(), forward.labels.to(logits.device), reduction="sum"
-        )
+        inputs, source = to_device(forward.inputs, self.device), forward.source.to(self.device)
+        logits = self._last_layer.scored_logits(self.model, inputs, source)
+        return functional.cross_entropy(logits.float(), forward.labels.to(logits.device), reduction="sum")
 
     def _stop_on_bad_step(self, loss: float, norm: float, passes: Sequence[ForwardPass]) -> None:
         what = f"gradient's norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"

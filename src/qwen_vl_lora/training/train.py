@@ -30,6 +30,7 @@ from qwen_vl_lora.training.arguments import check_schedule
 from qwen_vl_lora.training.batch_size import choose_batch_size
 from qwen_vl_lora.training.collator import ForwardPass, RowCollator, to_device
 from qwen_vl_lora.training.data import TrainingData, encode_data
+from qwen_vl_lora.training.last_layer import LastLayer
 from qwen_vl_lora.training.loop import LOG_COLUMNS, OnRow, StepBatches, TrainingLoop, TrainingState, count_steps
 from qwen_vl_lora.training.memory import answered_shortage
 from qwen_vl_lora.training.movement import Movement
@@ -95,7 +96,8 @@ def train(
     collator = RowCollator(encoder, pictures)
     size = _batch_size(model, train, collator, settings, job_folder)
     batches = StepBatches(train, encoded.validation, collator, settings, size)
-    loop = TrainingLoop(model, batches, settings, steps, job_folder, on_row)
+    last_layer = LastLayer(model.get_base_model(), base_model.family)
+    loop = TrainingLoop(model, last_layer, batches, settings, steps, job_folder, on_row)
     first, movement = batches.first(), Movement(model)
     with answered_shortage(base_model.geometry, train, settings, size):
         check_pictures_reach_the_model(model, first, device)
