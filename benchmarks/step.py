@@ -1,8 +1,9 @@
-"""Time of an optimizer step with the last layer shortened, beside the same step with the whole layer, in turn.
+"""CPU time of an optimizer step and of the vision tower, beside the same work as transformers does it, in turn.
 
     python -m benchmarks.step [--pairs 15] [--out FOLDER]
 
-One process holds both: the same model, the same captions. The replica's geometry, random weights, dropout 0.05.
+Steps: the last layer at scored positions beside the whole layer. Tower: `quicken` beside the plain one, eight pictures
+of 280×280. One process holds both ways: the same weights, the same captions. The replica's geometry, dropout 0.05.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +33,48 @@ class WholeLayer:
         return model(**inputs, use_cache=False).logits[tuple(source)]
 
 
-def measure(cell: Cell, root: Path, pairs: int) -> Record:
-    """CPU seconds of both kinds of step, medians, and the quartiles of their ratios pair by pair."""
-    import torch
-
+def measure_step(cell: Cell, root: Path, pairs: int) -> Record:
+    """An optimizer step of the loop."""
     from qwen_vl_lora.training.rows import plan_passes
 
-    torch.set_num_threads(2)
     parts = prepare(cell, root, "cpu")
     loop, settings = parts["loop"], parts["settings"]
     captions = parts["train"][: settings.training_args.captions_per_step]
     passes = [parts["collator"](rows) for rows in plan_passes(captions, settings.rows, cell.batch)]
-    kinds = {"whole": WholeLayer(), "short": loop._last_layer}
-    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+
+    def step(layer: Any) -> None:
+        loop._last_layer = layer
+        take_step(loop, passes)
+
+    own = loop._last_layer
+    return in_turn(lambda: step(WholeLayer()), lambda: step(own), pairs)
+
+
+def measure_tower(base: Path, pairs: int) -> Record:
+    """The vision tower over eight pictures of 280×280."""
+    import torch
+
+    from qwen_vl_lora.features.quicker import quicken
+    from qwen_vl_lora.model.base_model import BaseModel
+
+    plain, quick = (BaseModel("replica", base).load_vision_tower("float32", "cpu") for _ in range(2))
+    quicken(quick)
+    grid = torch.tensor([[1, 20, 20]] * 8)
+    pixels = torch.randn(int(grid.prod(-1).sum()), plain.patch_embed.proj.weight[0].numel())
+    with torch.inference_mode():
+        return in_turn(lambda: plain(pixels, grid_thw=grid), lambda: quick(pixels, grid_thw=grid), pairs)
+
+
+def in_turn(theirs: Callable[[], object], ours: Callable[[], object], pairs: int) -> Record:
+    """Median CPU seconds of both, and the quartiles of their ratios pair by pair."""
+    seconds: dict[str, list[float]] = {"transformers": [], "project": []}
     for turn in range(pairs + 1):
-        for name, layer in kinds.items():
-            loop._last_layer = layer
+        for name, work in zip(seconds, (theirs, ours), strict=True):
             began = time.process_time()
-            take_step(loop, passes)
+            work()
             if turn:  # the first ones are warm-up
                 seconds[name].append(time.process_time() - began)
-    ratios = statistics.quantiles([whole / short for whole, short in zip(*seconds.values(), strict=True)])
+    ratios = statistics.quantiles([plain / quick for plain, quick in zip(*seconds.values(), strict=True)])
     medians = {f"{name}_cpu_s": round(statistics.median(values), 3) for name, values in seconds.items()}
     return {**medians, "ratio_quartiles": [round(ratio, 3) for ratio in ratios]}
 
@@ -62,12 +85,18 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(2)
     machine = describe_machine()
     results: Record = {"commit": current_commit(PROJECT), "machine": machine, "versions": versions(), "cells": {}}
     with tempfile.TemporaryDirectory(prefix="qwen-vl-lora-step-") as root:
         for cell in CELLS:
-            results["cells"][cell.name] = measure(cell, Path(root), options.pairs)
+            results["cells"][cell.name] = measure_step(cell, Path(root), options.pairs)
             print(cell.name, results["cells"][cell.name], flush=True)
+        base = Path(root) / "bases" / f"{CELLS[0].base}-{CELLS[0].dtype}"
+        results["cells"]["tower"] = measure_tower(base, options.pairs)
+        print("tower", results["cells"]["tower"])
     options.out.mkdir(parents=True, exist_ok=True)
     write_json(options.out / f"{results_name(machine)}-step.json", results)
     return 0

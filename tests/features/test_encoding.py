@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.features.encoding import encode_pictures
 from qwen_vl_lora.features.key import FeatureKey
+from qwen_vl_lora.features.quicker import PatchProduct, quicken
 from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.runs.storage import file_sha256
 from qwen_vl_lora.samples.image_store import ImageStore
-from tiny_models import store_pictures
+from tiny_models import FAMILIES, store_pictures
 
 CPU = torch.device("cpu")
 
@@ -94,11 +95,29 @@ def test_a_picture_with_one_other_byte_is_another_picture(encode, images, base, 
 
 
 @pytest.mark.parametrize("library", ["transformers", "torch", "pillow"])
-def test_another_version_of_a_library_is_never_served(encode, images, library, monkeypatch):
+def test_another_version_of_a_library_is_never_served(encode, images, library, monkeypatch, caplog):
     encode(images)
     version = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version(name) + ".1" * (name == library))
+    caplog.set_level(logging.INFO)
     assert encode(images) == len(images)
+    assert "Features stored by an older version (other libraries) are not used." in caplog.text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_the_quickened_tower_gives_the_features_of_transformers_own(base_path, family, dtype, bound):
+    base = BaseModel("tiny", base_path(family))
+    plain, quick = (base.load_vision_tower(dtype, "cpu") for _ in range(2))
+    assert isinstance(quicken(quick).patch_embed.proj, PatchProduct)
+    grid = torch.tensor([[1, 8, 4], [1, 2, 6]])
+    pixels = torch.randn(int(grid.prod(-1).sum()), quick.patch_embed.proj.weight.shape[1:].numel())
+    with torch.inference_mode():
+        wanted, given = (
+            base.family.stored_features(tower(pixels.to(tower.dtype), grid_thw=grid)).float()
+            for tower in (plain, quick)
+        )
+    assert (given - wanted).norm() <= bound * wanted.norm()
 
 
 def test_settings_that_do_not_touch_pixels_share_features(encode, images, image_parameters):

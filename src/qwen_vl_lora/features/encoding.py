@@ -54,6 +54,8 @@ def encode_pictures(
     wanted = store.features(key).missing(entry.sha256 for entry in images)
     wanted = ImageFeatures(staging).missing(wanted)
     if wanted:
+        if len(wanted) == len(images) and (parts := store.superseded_parts(key)):
+            logger.info("Features stored by an older version (other %s) are not used.", ", ".join(parts))
         logger.info("Encoding %d of %d pictures; the others are stored.", len(wanted), len(images))
         encoder = Encoder(images, base_model, image, dtype, device, staging)
         with tqdm(total=len(wanted), desc="encode_images", unit="image", leave=False, disable=None) as bar:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.parameters import ImageParameters
@@ -13,8 +16,14 @@ from qwen_vl_lora.samples.image_files import DECODING
 ONE_TENSOR, STACKED_LEVELS = 1, 2
 """The stored form of a picture: (image tokens, hidden), or (feature levels, image tokens, hidden)."""
 
+ARITHMETIC = 2
+"""Increase it when the same pixels and weights give other bits: 1 was the tower as transformers runs it."""
+
 # These implement resampling, normalisation and the tower's arithmetic.
 _LIBRARIES = ("torch", "torchvision", "transformers", "qwen-vl-utils", "pillow")
+
+_OURS = ("libraries", "format", "decoding", "arithmetic")
+"""Parts of a key that an upgrade changes."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class FeatureKey:
     libraries: tuple[str, ...]
     format: int = ONE_TENSOR
     decoding: int = DECODING
+    arithmetic: int = ARITHMETIC
 
     @classmethod
     def of(cls, base_model: BaseModel, image: ImageParameters, dtype: str) -> FeatureKey:
@@ -43,6 +53,11 @@ class FeatureKey:
             libraries=tuple(f"{name}=={importlib.metadata.version(name)}" for name in _LIBRARIES),
             format=ONE_TENSOR if base_model.geometry.feature_levels == 1 else STACKED_LEVELS,
         )
+
+    def superseded_parts(self, stored: Mapping[str, Any]) -> list[str]:
+        """What differs from a stored key that is equal in all that the user chooses; empty if more differs."""
+        different = [name for name, value in json.loads(json.dumps(asdict(self))).items() if stored.get(name) != value]
+        return different if set(different) <= set(_OURS) else []
 
     @property
     def digest(self) -> str:

@@ -10,6 +10,7 @@ worst.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterable
@@ -95,6 +96,15 @@ class FeatureStore:
     def features(self, key: FeatureKey) -> ImageFeatures:
         """All features stored for `key`; may be empty."""
         return ImageFeatures(self.folder(key))
+
+    def superseded_parts(self, key: FeatureKey) -> list[str]:
+        """The parts of `key` that an upgrade changed since features were stored for the same base and settings."""
+        for file in self.root.glob(f"*/{KEY_FILE}"):
+            with contextlib.suppress(ValueError, OSError, AttributeError):
+                parts = key.superseded_parts(json.loads(file.read_text(encoding="utf-8")))
+                if parts:
+                    return parts
+        return []
 
     def drop_damaged(self, key: FeatureKey) -> None:
         """Remove shards whose hash differs from their name. Their pictures are encoded again."""

@@ -66,7 +66,10 @@ class Encoder:
 
     @functools.cached_property
     def _loaded(self) -> tuple[ChatEncoder, Any]:
-        return self._encoder(), self._base_model.load_vision_tower(self._dtype, choose_device(self._device))
+        from qwen_vl_lora.features.quicker import quicken  # imports torch
+
+        tower = self._base_model.load_vision_tower(self._dtype, choose_device(self._device))
+        return self._encoder(), quicken(tower)
 
     def _encoder(self) -> ChatEncoder:
         return ChatEncoder(self._base_model.load_processor(), self._image, self._images)
