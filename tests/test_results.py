@@ -1,11 +1,13 @@
 """A finished run ends with its figures, whole relative paths, what to check and what to do next."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from kedro.pipeline import Pipeline, node
 
+from qwen_vl_lora.pages.language import CHINESE
 from qwen_vl_lora.session.results import point_at, tell_results
 
 
@@ -26,6 +28,11 @@ class Stored:
     def load(self):
         return self._value
 
+    def of_folder(self):
+        """The folder of the file in its place."""
+        self._path = self._path.parent
+        return self
+
 
 def writes(*names):
     def nothing():
@@ -44,7 +51,8 @@ def test_inference_ends_with_its_table_and_sheet_and_a_place_that_stays(project,
     version = "2026-11-25T03.52.45.972Z"
     table = project / "data/07_model_output/tiny/captions.csv" / version / "captions.csv"
     sheet = project / "data/07_model_output/tiny/caption_sheet.png" / version / "caption_sheet.png"
-    catalog = {"captions": Stored(table), "caption_sheet": Stored(sheet)}
+    captions = pd.DataFrame({"image": ["a.jpg", "b.jpg"], "caption": ["a dog", None]})
+    catalog = {"captions": Stored(table, captions), "caption_sheet": Stored(sheet)}
     tell_results(writes("captions", "caption_sheet"), catalog, project, "tiny")
     lines = capsys.readouterr().out.splitlines()
     assert f"table: data/07_model_output/tiny/captions.csv/{version}/captions.csv" in lines
@@ -74,6 +82,24 @@ def test_rejected_rows_near_duplicates_and_left_out_samples_are_counted_in_one_l
         "1 samples longer than max_length left out (left_out.csv)\n"
     ) in said
     assert "next: kedro run --pipeline evaluation" in said
+
+
+@pytest.mark.parametrize("written", ["page", "card", "captions"])
+def test_the_terminal_speaks_the_language_of_what_was_written(project, capsys, written):
+    page, card = project / "data_page.html", project / "adapter" / "README.md"
+    losses = {"steps": 8, "first_loss": 6.4, "last_loss": 1.25, "best_validation_loss": None}
+    captions = pd.DataFrame({"caption": ["一只狗", None]})
+    catalog = {
+        "page": {"data_page": Stored(page), "train_conversations": Stored(project / "t.json"), "image_sheet": None},
+        "card": {"adapter": Stored(card).of_folder(), "training_summary": Stored(project / "t", losses)},
+        "captions": {"captions": Stored(project / "c.csv", captions), "caption_sheet": None},
+    }[written]
+    page.write_text('<html lang="zh-CN">', encoding="utf-8")
+    card.write_text(f"- {CHINESE('card_made_by')}", encoding="utf-8")
+    tell_results(writes(*catalog), catalog, project, "tiny")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("下一步：")
+    assert [line for line in lines if re.match("[a-z ]+:", line)] == []
 
 
 def test_what_nothing_made_or_a_catalog_keeps_elsewhere_is_left_out(project, capsys):

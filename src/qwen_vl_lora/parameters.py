@@ -242,6 +242,14 @@ class ScoringParameters(ParameterGroup):
     )
 
 
+class ReportParameters(ParameterGroup):
+    """How the pages, the adapter's card and the terminal's summary are written."""
+
+    language: Literal["auto", "en", "zh"] = Field(
+        description="English or Chinese; auto is Chinese where at least half of the captions are"
+    )
+
+
 class SwanLabParameters(ParameterGroup):
     """SwanLab's settings, by swanlab.init's own names. The API key is not a parameter: see SWANLAB_API_KEY."""
 
@@ -328,6 +336,7 @@ class Parameters(ParameterGroup):
     cluster: ClusterParameters
     generation: GenerationParameters
     scoring: ScoringParameters
+    report: ReportParameters = ReportParameters(language="auto")  # for runs that were stored before the key existed
     swanlab: SwanLabParameters
     inference: InferenceParameters
     export: ExportParameters

@@ -48,6 +48,14 @@ def test_two_runs_stand_side_by_side_with_what_they_were_set_to(project, tmp_pat
     assert page.partition('<h2 id="captions"')[2].count("data:image/webp") == 12
 
 
+def test_the_language_of_the_page_can_be_chosen(project, tmp_path):
+    done = call(project, str(runs_of(project)[0]), "--language", "zh", "-o", str(tmp_path / "zh.html"))
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "zh.html").read_text(encoding="utf-8")
+    assert '<html lang="zh-CN">' in page
+    assert "本页使用中文（<code>report.language: zh</code>）。" in page
+
+
 def test_one_run_named_twice_is_one_column(project, tmp_path):
     first = str(runs_of(project)[0])
     done = call(project, first, first, "-o", str(tmp_path / "one.html"))

@@ -68,7 +68,7 @@ def test_the_newest_version_is_that_of_the_last_run_though_the_clock_went_back(t
 
 def test_a_missing_version_names_those_that_are_there(tmp_path):
     json_dataset(tmp_path, "v1").save(1)
-    with pytest.raises(DatasetError, match=r"version v9 of .*versions there: v1"):
+    with pytest.raises(DatasetError, match=r"version v9 of .*versions found: v1"):
         json_dataset(tmp_path, load="v9").load()
 
 

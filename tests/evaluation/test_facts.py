@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_vl_lora.evaluation.facts import duration, facts_of
+from qwen_vl_lora.evaluation.facts import facts_of
 from qwen_vl_lora.model.adapter import Adapter
 from qwen_vl_lora.model.adapter_record import faults_of_record
+from qwen_vl_lora.pages.language import ENGLISH
 from tiny_adapters import adapter_record, write_record
 
 TRAINING = {"trainable_parameters": 1}
@@ -37,7 +38,7 @@ def test_date_duration_machine_and_commit_are_named(made):
     ("seconds", "text"), [(7, "7 s"), (60, "1 min 0 s"), (3599.6, "1 h 0 min"), (7380, "2 h 3 min")]
 )
 def test_durations_are_told_in_two_units(seconds, text):
-    assert duration(seconds) == text
+    assert ENGLISH.duration(seconds) == text
 
 
 @pytest.mark.parametrize(

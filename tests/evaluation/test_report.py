@@ -15,8 +15,10 @@ from PIL import Image
 
 from evaluation.rows import Row
 from qwen_vl_lora.evaluation.metrics import score_predictions
+from qwen_vl_lora.evaluation.predictions import language_of_references
 from qwen_vl_lora.evaluation.report import ReportFacts, ReportRun, render_report, run_labels
 from qwen_vl_lora.exceptions import DataFormatError
+from qwen_vl_lora.pages.language import CHINESE, ENGLISH, Language
 from qwen_vl_lora.parameters import ScoringParameters
 from qwen_vl_lora.samples.tally import sentence
 from viz.browser import findings_of_axe, needs_chromium, open_page
@@ -274,6 +276,55 @@ def test_captions_carry_their_language(make_run: MakeRun) -> None:
     assert '<dd class="text" dir="auto">a dog</dd>' in html
 
 
+COLLECTED = {"samples": 29, "rows": 30, "rejected": {}, "forms": {}, "ignored_keys": {"x": 1}, "suspicious": []}
+CHINESE_ROWS: list[Row] = [
+    (["一只红色的狗在草地上奔跑"], "一张图片", "一只红色的狗在草地上奔跑"),
+    (["一只蓝色的猫坐在椅子上", "一只猫"], "一张图片", "一只蓝色的猫坐在桌子上"),
+    (["湖边有一棵大树"], "一张图片", ""),
+]
+KNOWN = re.compile(
+    r"(LoRA|CIDEr|COCO|BLEU-\d|ROUGE-L|token|nat|epoch|px|id|lora_alpha|lora_dropout|image_\d|tiny|"
+    r"report\.language|Describe it|ptb|auto|zh|characters|"
+    r"generation\.max_new_tokens|split\.test_images|base/model|r=\d+)(?![a-z])"
+)
+"""Names, and words that Chinese pages leave in English."""
+
+
+def english_in(html: str) -> set[str]:
+    """English words that a reader of a page sees or hears."""
+    page = Page(html)
+    heard = ("alt", "title", "aria-label", "placeholder", "data-text", "data-one", "data-many")
+    texts = [page.text, *(value or "" for _, tag in page.tags for name, value in tag.items() if name in heard)]
+    return set(re.findall(r"[A-Za-z]{2,}", KNOWN.sub("", re.sub(r"\{\w+\}", "", " ".join(texts)))))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_page_in_chinese_has_no_english_word(make_run: MakeRun, count: int) -> None:
+    runs = [
+        make_run(
+            CHINESE_ROWS,
+            adapter={CHINESE("fact_rank"): 8},
+            data={CHINESE("fact_source"): sentence(COLLECTED, CHINESE)},
+            differences={"r": 8 + number} if count > 1 else {},
+            curve=[{"step": 1, "loss": 4.0}, {"step": 20, "loss": 1.5}, {"step": 20, "validation_loss": 1.75}],
+            made=CHINESE("made_in", duration=CHINESE.duration(200)),
+        )
+        for number in range(count)
+    ]
+    for run in runs:
+        run.metrics["cut_captions"] = {"base": 1, "tuned": 0}
+    language = language_of_references("auto", runs[0].predictions)
+    html = render_report(runs, open_image, language)
+    assert '<html lang="zh-CN">' in html
+    assert english_in(html) == set()
+    assert "因为多数描述是中文" in html
+
+
+def test_captions_that_are_not_chinese_are_tagged_on_a_chinese_page(make_run: MakeRun) -> None:
+    html = render_report([make_run()], open_image, CHINESE)
+    assert '<dd class="text" dir="auto" lang="en">a picture</dd>' in html
+
+
 def test_runs_on_different_images_are_not_compared_silently(make_run: MakeRun) -> None:
     page = Page(render_report([make_run(), make_run(ROWS[:2], name="second")], open_image))
     assert "scored on different images" in page.text
@@ -336,12 +387,12 @@ def test_the_page_filters_links_enlarges_and_prints_in_a_browser(make_run: MakeR
 
 @needs_chromium
 @pytest.mark.skipif("AXE_CORE" not in os.environ, reason="AXE_CORE names no axe.min.js (from `npm pack axe-core`)")
-@pytest.mark.parametrize("count", [1, 2])
-def test_axe_finds_nothing(make_run: MakeRun, tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize(("count", "language"), [(1, ENGLISH), (2, CHINESE)])
+def test_axe_finds_nothing(make_run: MakeRun, tmp_path: Path, count: int, language: Language) -> None:
     file = tmp_path / "report.html"
     curve = [{"step": 1, "loss": 4.0}, {"step": 20, "loss": 1.5}]
     runs = [make_run(name=f"run {number}", curve=curve) for number in range(count)]
-    file.write_text(render_report(runs, open_image), encoding="utf-8")
+    file.write_text(render_report(runs, open_image, language), encoding="utf-8")
     with open_page(tmp_path / "profile") as page:
         assert findings_of_axe(page, file) == []
 

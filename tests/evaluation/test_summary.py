@@ -10,6 +10,7 @@ from rich.console import Console
 from evaluation.rows import Row
 from qwen_vl_lora.evaluation.metrics import score_predictions
 from qwen_vl_lora.evaluation.summary import summarize_run
+from qwen_vl_lora.pages.language import CHINESE
 from qwen_vl_lora.parameters import ScoringParameters
 
 Make = Callable[[list[Row]], pd.DataFrame]
@@ -60,6 +61,16 @@ def test_a_text_without_blanks_is_folded_and_never_cut(make_predictions: Make, s
     text = printed(make_predictions([([words], words, words)] * 2), scoring, width=60)
     assert "…" not in text.partition("image_0")[2]
     assert all(text.count(character) >= 6 for character in words)
+
+
+def test_the_summary_in_chinese_has_no_english_word(make_predictions: Make, scoring: ScoringParameters) -> None:
+    table = make_predictions([(["一只狗"], "一只猫", "一只狗")] * 5).assign(base_cut=["true"] * 5, tuned_cut="false")
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(summarize_run(score_predictions(table, scoring)[0], table, (), CHINESE))
+    text = console.export_text()
+    assert "微调前的 5 条描述中，5 条在 generation.max_new_tokens 处截断。" in text
+    names = r"\w+\.\w+|base_model|image_\d|epoch|ptb"
+    assert re.findall("[a-z]{2,}", re.sub(names, "", text)) == []
 
 
 def test_the_summary_counts_captions_that_were_cut(make_predictions: Make, scoring: ScoringParameters) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.model.model_card import CARD_FILE, adapter_card, base_hub_id, note_metrics, write_adapter_card
 from qwen_vl_lora.model.shipped_base import DRAWINGS_ONLY, FINGERPRINT
+from qwen_vl_lora.pages.language import choose_language
 from qwen_vl_lora.runs.artifacts import describe_artifact
 from tiny_adapters import adapter_record, write_record
 
@@ -94,6 +96,22 @@ def test_metrics_come_in_with_their_intervals_and_leave_the_rest(directory, publ
     assert card.partition("## Training data")[2] == before.partition("## Training data")[2]
     note_metrics(directory, {**METRICS, "num_images": 65})
     assert file.read_text(encoding="utf-8").count("| CIDEr |") == 1
+
+
+def test_a_card_in_chinese_stays_in_chinese(directory, published):
+    write_adapter_card(directory, published, choose_language("auto", ["一只狗"]))
+    write_adapter_card(directory)  # as the run notes itself in the record
+    file = directory / CARD_FILE
+    assert "尚未评估：`kedro run --pipeline evaluation`。" in file.read_text(encoding="utf-8")
+    note_metrics(directory, METRICS)
+    card = file.read_text(encoding="utf-8")
+    assert "| CIDEr | 1.000（0.900 至 1.100） | 9.000（8.500 至 9.500） | +8.000（+7.500 至 +8.500） |" in card
+    assert "license: apache-2.0\n" in card
+    headings = [line for line in card.splitlines() if line.startswith("#") and not line.isascii()]
+    assert headings[1:] == [f"## {name}" for name in ("使用方法", "指标", "训练数据", "设置", "局限", "许可")]
+    prose = re.sub(r"```.*?```|`[^`]*`|^---.*?^---", "", card, flags=re.DOTALL | re.MULTILINE)
+    known = {"Qwen", "VL", "Instruct", "LoRA", "lora", "alpha", "frozen", "CIDEr", "ptb", "sha", "qwen", "vl", "Apache"}
+    assert set(re.findall("[A-Za-z]{2,}", prose)) <= known
 
 
 def test_a_readme_of_somebody_else_is_left_alone(directory):

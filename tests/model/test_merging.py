@@ -123,7 +123,7 @@ def test_an_effect_that_rounding_swallows_is_refused_in_half_precision_only(base
     weak = make_adapter(base, strength=1e-5)
     merge_adapter(base, weak, tmp_path / "merged", AS_STORED, CPU, logits)
     half = AS_STORED.model_copy(update={"dtype": "bfloat16"})
-    with pytest.raises(AdapterError, match=r"merged in bfloat16: .* Keep more digits: export.dtype: float32"):
+    with pytest.raises(AdapterError, match=r"merged in bfloat16: .* Set export.dtype: float32"):
         merge_adapter(base, weak, tmp_path / "merged", half, CPU, logits)
 
 

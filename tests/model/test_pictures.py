@@ -11,7 +11,7 @@ from qwen_vl_lora.model.pictures import PictureSizer, smart_resize
 def test_a_picture_of_which_nothing_would_be_left_is_named_with_the_limits_that_it_needs(image_parameters):
     sizer = PictureSizer(image_parameters, patch_size=14, merge_size=2)  # 140 x 140 px: 25 image tokens
     assert sizer.grid(28, 28 * 25) == (1, 50, 2)
-    with pytest.raises(DataFormatError, match="2800x28 px .* 19600.*lower image.max_aspect_ratio to 25"):
+    with pytest.raises(DataFormatError, match="2800x28 px, .* 19600.*lower image.max_aspect_ratio to 25"):
         sizer.grid(2800, 28)
 
 

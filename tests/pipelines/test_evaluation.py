@@ -41,6 +41,18 @@ def test_evaluation_leaves_predictions_metrics_and_one_self_contained_page(train
     assert f"6 held-out pictures, tokenizer {metrics['tokenizer']}" in card
 
 
+def test_the_page_and_the_terminal_are_in_the_language_of_the_parameters(trained, run, newest, capsys):
+    run("evaluation", report={"language": "zh"})
+    page = newest("08_reporting/tiny/comparison_report.html").read_text(encoding="utf-8")
+    assert '<html lang="zh-CN">' in page
+    assert "<dt>可训练参数</dt>" in page
+    said = capsys.readouterr().out
+    assert "6 张留出图片" in said
+    assert "下一步：打开页面" in said
+    card = (newest("06_models/tiny/adapter") / "README.md").read_text(encoding="utf-8")
+    assert "held-out pictures" in card  # a card keeps the language that it was written in
+
+
 def test_another_prompt_than_that_of_the_data_is_refused(trained, run):
     with pytest.raises(ParameterError, match=r"prompt.user: Describe this picture. → What is this\?"):
         run("evaluation", prompt={"user": "What is this?"})

@@ -28,8 +28,9 @@ def record(adapter):
 def test_a_quantized_base_trains_is_measured_captions_and_is_exported(run, newest, project, quantization):
     pytest.importorskip("bitsandbytes")
     run("data_engineering")
-    run("training", "evaluation", quantization=quantization, **STRONG)
+    run("training", "evaluation", quantization=quantization, report={"language": "zh"}, **STRONG)
     adapter = newest(ADAPTER)
+    assert "张留出图片" in (adapter / "README.md").read_text(encoding="utf-8")
     assert record(adapter)["quantization"] == quantization
     losses = pd.read_csv(newest("08_reporting/tiny/training_log.csv"))["loss"].dropna().tolist()
     assert losses[-1] < losses[0]

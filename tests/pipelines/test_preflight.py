@@ -41,7 +41,7 @@ def any_settings(monkeypatch):
 
 @pytest.mark.usefixtures("any_settings")
 def test_what_is_not_here_is_named_before_a_hub_is_asked(fresh_run, asked):
-    with pytest.raises(MissingArtifactError, match="Dataset images: .* is not there"):
+    with pytest.raises(MissingArtifactError, match="Dataset images: .* not found"):
         fresh_run("training", base_model=TWO_BILLION)
     assert asked == []
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from evaluation.test_report import english_in
+from qwen_vl_lora.pages.language import CHINESE, ENGLISH, Language
 from qwen_vl_lora.parameters import SplitParameters, validate_parameters
 from qwen_vl_lora.samples import data_page
 from qwen_vl_lora.samples.collection import collect
@@ -28,7 +30,7 @@ GOOD: Rows = [(f"{seed}.jpg", jpeg(seed), f"Picture number {seed}.") for seed in
 PLAIN = encode(Image.new("RGB", (40, 30), "white"), "PNG")
 
 
-def found_in(folder: Path, rows: Rows, **changes):
+def found_in(folder: Path, rows: Rows, language: Language = ENGLISH, **changes):
     """What the node finds, and the page."""
     settings = validate_parameters({**PARAMETERS, **changes})
     source = [
@@ -41,9 +43,16 @@ def found_in(folder: Path, rows: Rows, **changes):
     split = SplitParameters(test_images=2, validation_images=1, seed=0)
     summary = split_conversations(conversations, made.images, split).summary
     found = data_page.find_all(
-        made.samples, made.images, made.rejected_samples, made.rejected_pictures, made.summary, summary, settings
+        made.samples,
+        made.images,
+        made.rejected_samples,
+        made.rejected_pictures,
+        made.summary,
+        summary,
+        settings,
+        language,
     )
-    return found, data_page.render_data_page(found, made.samples, described, summary, settings)
+    return found, data_page.render_data_page(found, made.samples, described, summary, settings, language)
 
 
 def reasons(found):
@@ -80,6 +89,24 @@ def test_every_kind_of_row_to_look_at_is_found_with_its_reason(tmp_path):
     assert pictures[17] is None
     assert "by an estimate 1." in page
     assert page.count("<article") == 6
+
+
+def test_a_page_in_chinese_keeps_english_in_the_details_of_rejected_rows_only(tmp_path):
+    large = [(f"{seed}.jpg", jpeg(seed, (320, 240)), f"第 {seed} 张图片。") for seed in range(12)]
+    copies = [(f"copy{seed}.jpg", jpeg(seed, (240, 180)), f"第 {seed} 张的副本。") for seed in range(12)]
+    others = [
+        ("a.jpg", jpeg(0, (320, 240)), "第 0 张图片。"),
+        ("b.jpg", PLAIN, "一面墙。"),
+        ("c.jpg", jpeg(22), "字" * 999),
+    ]
+    language = data_page.language_of_samples("auto", [{"turns": [{"role": "assistant", "text": "一面墙。"}]}])
+    found, page = found_in(tmp_path, [*large, *copies, *others], language)
+    assert {facet for row in found for facet, _ in row.reasons} == {"split", "suspicious", "duplicate", "long"}
+    page = re.sub(r"\w+\.jpg|[0-9a-f]{12}|kedro run --params|captions\.exclude=exclude\.csv|max_length", "", page)
+    assert english_in(page.replace("left_out_samples", "")) == set()
+    assert "答案的字数" in page
+    _, rejected = found_in(tmp_path / "rejected", [*large, ("d.jpg", jpeg(30), "")], language)
+    assert "描述为空（empty_caption）：" in rejected
 
 
 def test_pictures_that_look_alike_across_the_split_are_shown_on_both_sides(tmp_path):
@@ -140,7 +167,8 @@ def test_ticked_rows_are_saved_as_a_list(tmp_path):
 @needs_chromium
 @pytest.mark.skipif("AXE_CORE" not in os.environ, reason="AXE_CORE names no axe.min.js (from `npm pack axe-core`)")
 def test_axe_finds_nothing(tmp_path):
-    _, html = found_in(tmp_path / "data", [*GOOD, ("white.png", PLAIN, "A wall."), ("empty.jpg", jpeg(20), "")])
+    rows = [*GOOD, ("white.png", PLAIN, "A wall."), ("empty.jpg", jpeg(20), "")]
+    _, html = found_in(tmp_path / "data", rows, CHINESE)
     file = tmp_path / "data_page.html"
     file.write_text(html, encoding="utf-8")
     with open_page(tmp_path / "profile") as page:

@@ -176,7 +176,7 @@ def test_a_coco_file_nested_without_end_is_refused_in_words(tmp_path):
         ("is not valid JSON.*contains comments", '[ // mine\n{"id": 1}]'),
         ("is not valid JSON", "[" * 100_000),
         ("is not UTF-8 at byte 2", b'["\xe9"]'),
-        ("looks like a COCO file, but needs the lists", '{"annotations": 7, "images": []}'),
+        ("looks like a COCO file; expected the lists", '{"annotations": 7, "images": []}'),
         ("contains one JSON object with the keys a, which is not a known form", '{\n "a": 1\n}'),
         ("is LLaMA-Factory's dataset_info.json", '{"mine": {"file_name": "mine.json", "formatting": "sharegpt"}}'),
     ],

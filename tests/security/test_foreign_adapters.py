@@ -88,7 +88,7 @@ def test_weights_in_a_pickle_are_refused_and_not_opened(foreign, base, malicious
     adapter = foreign()
     (adapter.path / "adapter_model.safetensors").unlink()
     malicious_pickle(adapter.path / "adapter_model.bin")
-    with pytest.raises(AdapterError, match="lacks adapter_model.safetensors; adapters stored as pickles"):
+    with pytest.raises(AdapterError, match="lacks adapter_model.safetensors. Adapters stored as pickles are refused"):
         adapter.attach(base)
     assert not trace.exists()
 

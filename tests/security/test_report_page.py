@@ -6,14 +6,16 @@ Fails when `autoescape=True` is taken out of evaluation/report.py, or `| safe` p
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from evaluation.test_report import Page
 from qwen_vl_lora.evaluation.metrics import score_predictions
 from qwen_vl_lora.model.adapter import Adapter
-from qwen_vl_lora.parameters import ScoringParameters
+from qwen_vl_lora.parameters import ScoringParameters, validate_parameters
 from qwen_vl_lora.pipelines.evaluation.nodes import build_report
 from tiny_adapters import LORA, SHA256, adapter_record, write_record
 
@@ -54,7 +56,7 @@ class NoImages:
         raise LookupError(path)
 
 
-def page_of(text: str, folder) -> tuple[str, Page]:
+def page_of(text: str, folder, language: str) -> tuple[str, Page]:
     table = pd.DataFrame(
         {
             "image_id": [text],
@@ -84,7 +86,10 @@ def page_of(text: str, folder) -> tuple[str, Page]:
     write_record(folder, record)
     summary = {"samples": 1, "rows": 2, "rejected": {text: 1}, "ignored_keys": {text: 1}, "forms": {}, "suspicious": []}
     statistics = {"collection": summary}
-    html, _, _ = build_report(table, {**metrics, "tokenizer": text}, scores, NoImages(), Adapter(folder), statistics)
+    tree = yaml.safe_load((Path(__file__).parents[2] / "conf/base/parameters.yml").read_text(encoding="utf-8"))
+    parameters = validate_parameters({**tree, "report": {"language": language}})
+    found = {**metrics, "tokenizer": text}
+    html, _, _ = build_report(table, found, scores, NoImages(), Adapter(folder), statistics, parameters)
     return html, Page(html)
 
 
@@ -94,8 +99,9 @@ def shape(page: Page) -> set[tuple[str, frozenset[str]]]:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_hostile_texts_add_no_tag_and_no_attribute(tmp_path, attack):
-    _, harmless = page_of(HARMLESS, tmp_path / "harmless")
-    html, page = page_of(attack, tmp_path / "hostile")
+    language = "en" if ATTACKS.index(attack) % 2 else "zh"
+    _, harmless = page_of(HARMLESS, tmp_path / "harmless", language)
+    html, page = page_of(attack, tmp_path / "hostile", language)
     # A word that differs is marked, and a harmless text may have none.
     allowed = shape(harmless) | {("mark", frozenset({"class"}))}
     assert shape(page) <= allowed

@@ -214,8 +214,8 @@ def _one_pool(
             done, _ = wait(tasks, timeout, FIRST_COMPLETED)
             if not done:
                 raise ClusterError(
-                    f"No piece was finished for {timeout} s: a process hangs. The limit is cluster.timeout; what is "
-                    "finished is kept."
+                    f"No piece was finished for {timeout} s: a process hangs. The limit is cluster.timeout; "
+                    "finished pieces are kept."
                 )
             for task in done:
                 yield tasks.pop(task), *task.result()

@@ -340,7 +340,7 @@ def run_pieces(
             if not done:
                 raise ClusterError(
                     f"No piece was finished for {cluster.timeout} s: {', '.join(who for who, *_ in running.values())}. "
-                    "The limit is cluster.timeout; what is finished is kept."
+                    "The limit is cluster.timeout; finished pieces are kept."
                 )
             who, actor, piece = running.pop(done[0])
             try:

@@ -34,7 +34,11 @@ NO_ADAPTER, BEST = "none", "best"
     help="Adapter version, or the one with the best CIDEr; default: the newest.",
 )
 @click.option("--prompt", default=None, help="Question to ask instead of the trained one.")
-@click.option("--system", default=None, help="System text in place of the trained one; empty: the chat template's own.")
+@click.option(
+    "--system",
+    default=None,
+    help="System text instead of the trained one; an empty text selects the chat template's own.",
+)
 @click.option(
     "--env",
     "-e",
@@ -42,7 +46,7 @@ NO_ADAPTER, BEST = "none", "best"
     shell_complete=completion.environments,
     help="Recipe (a folder of conf/); default: that of the adapter.",
 )
-@click.option("--params", default="", callback=split_params, help="As in `kedro run --params`: recipe=…, device=…")
+@click.option("--params", default="", callback=split_params, help="As in `kedro run --params`, for example device=cpu.")
 def caption(
     images: tuple[Path, ...],
     adapter: str | None,
@@ -53,8 +57,8 @@ def caption(
 ) -> None:
     """Caption each IMAGE: pictures, folders, or CSV files with the column image_path.
 
-    The adapter is the newest of all recipes, or of the recipe that --env names; a line on standard error says which.
-    Prompt and image size are read from its record. An adapter that was trained with several questions needs
+    The newest adapter of all recipes is used, or the newest of the recipe that --env names; a line on standard error
+    names it. Prompt and image size are read from its record. An adapter that was trained with several questions needs
     --prompt; `<image>` in the prompt places the picture there instead of before the text. With `--adapter none` the
     base model answers alone, with the configured prompt and image size.
     """

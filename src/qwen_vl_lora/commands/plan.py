@@ -44,7 +44,9 @@ class GpuMemory(click.ParamType):
 )
 @click.option("--params", default="", callback=split_params, help="As in `kedro run --params`.")
 @click.option("--gpu-memory", type=GpuMemory(), metavar="24GB", help="Show what does not fit in this much memory.")
-@click.option("--samples-per-second", type=click.FloatRange(min=0, min_open=True), help="Throughput for the estimate.")
+@click.option(
+    "--samples-per-second", type=click.FloatRange(min=0, min_open=True), help="Speed to estimate the time from."
+)
 @click.option("--from-source", is_flag=True, help="Read the source even if data_engineering has run.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, sizes in bytes.")
 def plan(
@@ -58,7 +60,8 @@ def plan(
     """Show what a training will take: samples, steps, tokens, disk, GPU memory and time.
 
     Nothing is downloaded, computed on a GPU or written. The data come from the newest data_engineering run or,
-    without one, from the source. The time estimate needs a throughput: given, or measured by an earlier training.
+    without one, from the source. The time follows from --samples-per-second, or from an earlier training of the
+    recipe; without either it is not estimated.
     """
     keep_stdout_for_results()
     from kedro.framework.session import KedroSession

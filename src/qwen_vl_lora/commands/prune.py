@@ -16,7 +16,9 @@ from qwen_vl_lora.session.console import project_folder, say
 
 @click.command()
 @click.option("--recipe", shell_complete=completion.recipes, help="Only this recipe's data.")
-@click.option("--keep", default=3, show_default=True, type=click.IntRange(min=1), help="Newest adapters to keep.")
+@click.option(
+    "--keep", default=3, show_default=True, type=click.IntRange(min=1), help="Number of newest adapters to keep."
+)
 @click.option(
     "--keep-run",
     multiple=True,

@@ -22,15 +22,17 @@ MERGED = "merged_model"
 @click.argument("what", type=click.Choice(["adapter", "merged"]))
 @click.option("--to", "target", required=True, metavar="HUB:OWNER/NAME", help="hf: is Hugging Face, ms: is ModelScope.")
 @click.option("--version", default=None, help="Version of the adapter or of the merged model; default: the newest.")
-@click.option("--params", default="", callback=split_params, help="As in `kedro run --params`: base_model=…")
+@click.option(
+    "--params", default="", callback=split_params, help="As in `kedro run --params`, for example base_model=…"
+)
 @click.option("--public", is_flag=True, help="Let the repository be public. Without this option it must be private.")
 @click.option("--yes", is_flag=True, help="Send. Without this option, only show what would be sent.")
 def push(what: str, target: str, version: str | None, params: dict[str, Any], public: bool, yes: bool) -> None:
     """Send an adapter or a merged model to a hub, with its card and the record of its training.
 
     The newest of all recipes is taken, unless --version names one. Its base must be on this machine: an adapter of
-    another base is refused. A repository that is not there is created, private unless --public is given. Tokens are
-    read from the environment: HF_TOKEN, MODELSCOPE_API_TOKEN.
+    another base is refused. A repository that does not exist is created; it is private unless --public is given.
+    Tokens are read from the environment: HF_TOKEN, MODELSCOPE_API_TOKEN.
     """
     from qwen_vl_lora.hub import pushing
     from qwen_vl_lora.model.adapter import RECORD_FILE

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from qwen_vl_lora.evaluation.report import ReportRun
+    from qwen_vl_lora.pages.language import Language, Setting
 
 DEFAULT_PAGE = Path(REPORTING, "runs_side_by_side.html")
 _SCORED = ("predictions", "caption_metrics", "caption_scores")
@@ -35,12 +36,19 @@ _NEEDED = (*_SCORED, "adapter", "images", "caption_statistics")
     show_default=True,
     help="Output file; an existing file is replaced.",
 )
-def report(runs: tuple[str, ...], output: Path) -> None:
+@click.option(
+    "--language",
+    type=click.Choice(["auto", "en", "zh"]),
+    default=None,
+    help="Language of the page; default: report.language of the first run.",
+)
+def report(runs: tuple[str, ...], output: Path, language: Setting | None) -> None:
     """Write one page that shows each RUN's captions and metrics side by side.
 
     Name a run by its id, its folder, or `latest` (the newest with predictions); it must have completed evaluation.
     Pictures and base captions are those of the first run. Parameters that differ are shown beside each run.
     """
+    from qwen_vl_lora.evaluation.predictions import language_of_references
     from qwen_vl_lora.evaluation.report import render_report
     from qwen_vl_lora.runs.storage import write_whole
 
@@ -51,7 +59,9 @@ def report(runs: tuple[str, ...], output: Path) -> None:
     catalogs = [_catalog(record, chosen) for record, chosen in zip(records, versions, strict=True)]
     keys = differing_keys(records)
     read = zip(catalogs, records, versions, strict=True)
-    shown = [_load(catalog, record, keys, chosen) for catalog, record, chosen in read]
+    wanted = language or records[0].facts.get("parameters", {}).get("report", {}).get("language", "auto")
+    written = language_of_references(wanted, catalogs[0]["predictions"].load())
+    shown = [_load(catalog, record, keys, chosen, written) for catalog, record, chosen in read]
     images = catalogs[0]["images"].load()
 
     def open_image(path: str) -> Image.Image:
@@ -59,7 +69,7 @@ def report(runs: tuple[str, ...], output: Path) -> None:
         return picture
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(output, render_report(shown, open_image))
+    write_whole(output, render_report(shown, open_image, written))
     say(str(output))
 
 
@@ -98,13 +108,15 @@ def _catalog(record: Record, versions: Mapping[str, str]) -> Any:
         return session.load_context()._get_catalog(load_versions=dict(versions))
 
 
-def _load(catalog: Any, record: Record, keys: Sequence[str], versions: Mapping[str, str]) -> ReportRun:
+def _load(
+    catalog: Any, record: Record, keys: Sequence[str], versions: Mapping[str, str], language: Language
+) -> ReportRun:
     from qwen_vl_lora.evaluation.facts import facts_of
     from qwen_vl_lora.evaluation.report import ReportRun
 
     predictions, metrics, scores = (catalog[name].load() for name in _SCORED)
     statistics = catalog["caption_statistics"].load() if "caption_statistics" in versions else {}
-    facts = facts_of(catalog["adapter"].load(), metrics["num_images"], statistics)
+    facts = facts_of(catalog["adapter"].load(), metrics["num_images"], statistics, language)
     differences = {key: setting(record, key) for key in keys}
     facts = replace(facts, name=f"{record.recipe} {record.id}", differences=differences)
     return ReportRun(facts, predictions, scores, metrics)

@@ -74,7 +74,7 @@ class AtomicVersionedDataset(AbstractVersionedDataset[Any, Any]):
         wanted = f"version {self._version.load} " if self._version and self._version.load else ""
         versions = ", ".join(reversed(self.versions())) or "none"
         raise MissingArtifactError(
-            f"{wanted}{'of ' if wanted else ''}{self._filepath} is not there (versions there: {versions}). "
+            f"{wanted}{'of ' if wanted else ''}{self._filepath} not found (versions found: {versions}). "
             "Run the pipeline that writes it (`kedro registry describe` shows which), or `kedro run` for all."
         )
 

@@ -54,7 +54,10 @@ def group_questions(conversations: Sequence[Conversation]) -> list[Question]:
     for conversation in conversations:
         role, answer = conversation.turns[-1]
         if role != "assistant":
-            raise DataFormatError(f"Test conversation {conversation.id!r} ends without an assistant turn to compare.")
+            raise DataFormatError(
+                f"Test conversation {conversation.id!r} does not end with an assistant turn, so it has no reference to "
+                "compare with. Add the answer, or remove the conversation."
+            )
         asked = conversation.turns[:-1]
         first.setdefault(asked, conversation)
         answers.setdefault(asked, []).append(_text(answer))

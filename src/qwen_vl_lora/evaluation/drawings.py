@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qwen_vl_lora.pages.language import Language
 from qwen_vl_lora.pages.page import ticks
 
 _MOST_BINS = 12
@@ -24,7 +25,7 @@ class Bin:
     percent: int
 
 
-def histogram(scores: Sequence[float], prefix: str) -> tuple[list[Bin], list[str]]:
+def histogram(scores: Sequence[float], prefix: str, language: Language) -> tuple[list[Bin], list[str]]:
     """Columns of equal width from 0 to the highest score, and the facet of each score."""
     edges = list(ticks(max(scores, default=0.0), _MOST_BINS))
     places = [max(0, min(len(edges) - 2, math.floor(round(score / edges[1], 9)))) for score in scores]
@@ -32,7 +33,7 @@ def histogram(scores: Sequence[float], prefix: str) -> tuple[list[Bin], list[str
     bins = [
         Bin(
             facet=f"{prefix}-{place}",
-            label=f"CIDEr {edges[place]:g} to {edges[place + 1]:g}: {count} caption{'' if count == 1 else 's'}",
+            label=language("bin_label", low=f"{edges[place]:g}", high=f"{edges[place + 1]:g}", count=count),
             tick=f"{edges[place]:g}",
             count=count,
             percent=math.ceil(100 * count / max(counts)) if count else 0,
@@ -56,7 +57,7 @@ class Curves:
     label: str
 
 
-def loss_curves(curve: Sequence[Mapping[str, Any]]) -> Curves | None:
+def loss_curves(curve: Sequence[Mapping[str, Any]], language: Language) -> Curves | None:
     """The curves of a training, from rows with `step` and one or both of `loss` and `validation_loss`; None without."""
     named = {"training": "loss", "validation": "validation_loss"}
     values = {
@@ -73,7 +74,10 @@ def loss_curves(curve: Sequence[Mapping[str, Any]]) -> Curves | None:
         across = _LEFT + x / xs[-1] * (_WIDTH - _LEFT - _RIGHT)
         return round(across, 1), round(_HEIGHT - _BOTTOM - y / ys[-1] * (_HEIGHT - _BOTTOM - 8), 1)
 
-    ends = "; ".join(f"{name} {points[0][1]:.2f} to {points[-1][1]:.2f}" for name, points in values.items())
+    ends = language.clauses(
+        language("loss_ends", name=language(f"curve_{name}"), first=f"{points[0][1]:.2f}", last=f"{points[-1][1]:.2f}")
+        for name, points in values.items()
+    )
     return Curves(
         width=_WIDTH,
         height=_HEIGHT,
@@ -82,5 +86,5 @@ def loss_curves(curve: Sequence[Mapping[str, Any]]) -> Curves | None:
         lines={name: [place(*point) for point in points] for name, points in values.items()},
         xs=[(place(x, 0)[0], f"{x:g}") for x in xs],
         ys=[(place(0, y)[1], f"{y:g}") for y in ys],
-        label=f"Loss over {max(x for x, _ in every):g} steps: {ends}",
+        label=language("loss_label", steps=f"{max(x for x, _ in every):g}", ends=ends),
     )

@@ -8,10 +8,13 @@ from typing import Any
 from qwen_vl_lora.evaluation.report import ReportFacts
 from qwen_vl_lora.model.adapter import Adapter
 from qwen_vl_lora.model.shipped_base import note_on_base
+from qwen_vl_lora.pages.language import ENGLISH, Language
 from qwen_vl_lora.samples.tally import sentence
 
 
-def facts_of(adapter: Adapter, num_images: int, caption_statistics: Mapping[str, Any]) -> ReportFacts:
+def facts_of(
+    adapter: Adapter, num_images: int, caption_statistics: Mapping[str, Any], language: Language = ENGLISH
+) -> ReportFacts:
     """The facts of the run that made `adapter`.
 
     Args:
@@ -22,60 +25,53 @@ def facts_of(adapter: Adapter, num_images: int, caption_statistics: Mapping[str,
     record = adapter.record
     lora, training = record["lora"], record["training"]
     run = record.get("run", {})
-    note = note_on_base(record)
+    note = note_on_base(record, language)
     return ReportFacts(
         name=run.get("recipe") or adapter.path.parent.name,
         created=run.get("id", ""),
         base_model=record["base_model"]["name"],
         adapter={
-            "rank r": lora["r"],
+            language("fact_rank"): lora["r"],
             "lora_alpha": lora["lora_alpha"],
             "lora_dropout": lora["lora_dropout"],
-            "target modules": lora["target_modules"],
-            "trainable parameters": training["trainable_parameters"],
-            "vision tower": record["vision"],
+            language("fact_targets"): lora["target_modules"],
+            language("fact_trainable"): training["trainable_parameters"],
+            language("fact_tower"): language(f"tower_{record['vision']}"),
         },
         data={
-            "training captions": record["data"]["train_conversations"]["samples"],
-            "validation captions": record["data"]["validation_conversations"]["samples"],
-            "held-out images": num_images,
-            **({} if collected is None else {"source": sentence(collected)}),
+            language("fact_training_captions"): record["data"]["train_conversations"]["samples"],
+            language("fact_validation_captions"): record["data"]["validation_conversations"]["samples"],
+            language("fact_held_out"): num_images,
+            **({} if collected is None else {language("fact_source"): sentence(collected, language)}),
         },
         settings=_settings(record),
         lineage={
-            "run": run.get("id"),
-            "base model fingerprint": record["base_model"]["fingerprint"],
-            "training data": record["data"],
-            "dataset versions": run.get("read", {}),
+            language("run"): run.get("id"),
+            language("fact_fingerprint"): record["base_model"]["fingerprint"],
+            language("fact_data"): record["data"],
+            language("fact_versions"): run.get("read", {}),
         },
         notes=[] if note is None else [note],
-        made=_made(run, training),
+        made=_made(run, training, language),
         curve=training.get("curve", ()),
     )
 
 
-def _made(run: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+def _made(run: Mapping[str, Any], training: Mapping[str, Any], language: Language) -> str:
     """When, for how long, where and from which commit the adapter was trained, as far as its record says."""
     device = str(run.get("device") or "cpu").removeprefix("cuda: ")
-    machine = f"{run.get('cpu')}, {run.get('cores')} cores" if device == "cpu" else device
+    machine = language("made_cores", cpu=run.get("cpu"), cores=run.get("cores")) if device == "cpu" else device
     recorded = run.get("git")
     git = recorded if isinstance(recorded, Mapping) else {}
-    changes = " with local changes" if git.get("dirty") else ""
+    commit = "made_from_changed_commit" if git.get("dirty") else "made_from_commit"
+    seconds = training.get("seconds")
     parts = [
-        f"trained {str(run['started'])[:10]}" if run.get("started") else "",
-        f"in {duration(seconds)}" if (seconds := training.get("seconds")) is not None else "",
-        f"on {machine}" if run.get("cpu") else "",
-        f"from commit {str(git['commit'])[:12]}{changes}" if git.get("commit") else "",
+        language("made_on_day", day=language.date(str(run["started"]))) if run.get("started") else "",
+        language("made_in", duration=language.duration(seconds)) if seconds is not None else "",
+        language("made_on_machine", machine=machine) if run.get("cpu") else "",
+        language(commit, commit=str(git["commit"])[:12]) if git.get("commit") else "",
     ]
-    return " ".join(filter(None, parts))
-
-
-def duration(seconds: float) -> str:
-    """Hours and minutes, minutes and seconds, or seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return language("between_facts").join(filter(None, parts))
 
 
 def _settings(record: dict[str, Any]) -> dict[str, Any]:

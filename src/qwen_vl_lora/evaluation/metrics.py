@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,25 +16,13 @@ from pycocoevalcap.rouge.rouge import Rouge  # type: ignore[import-untyped]
 from qwen_vl_lora.evaluation.predictions import Prediction, read_predictions
 from qwen_vl_lora.evaluation.tokenization import TOKENIZERS, Tokenizer, choose_tokenizer
 from qwen_vl_lora.exceptions import DataFormatError
+from qwen_vl_lora.pages.language import Language
 from qwen_vl_lora.parameters import ScoringParameters
 
 SIDES = ("base", "tuned")
 CONFIDENCE = 0.95
 FEW_IMAGES = 50
 """With fewer images the intervals are so wide that metrics mean little."""
-
-CIDER_OF_ONE = (
-    "CIDEr compares words by how many of the captioned images share them. With one image every word counts 0, so CIDEr "
-    "cannot be anything but 0; hold out more images (split.test_images)."
-)
-"""Shown for a table of predictions with one row."""
-
-NOTHING_IN_COMMON = (
-    "Base and tuned captions have no telling word in common with the references (CIDEr 0.00 on both sides). Read them: "
-    "the base may not know such pictures (take another base_model), or the training learned nothing (another "
-    "training_args.learning_rate, more epochs)."
-)
-"""Shown for metrics of which `nothing_in_common` is true."""
 
 _MAX_ORDER = 4
 _RESAMPLED_CELLS = 2_000_000  # weights in memory at once while resampling: 16 MB
@@ -129,6 +117,21 @@ def score_predictions(table: pd.DataFrame, parameters: ScoringParameters) -> tup
         "confidence": _confidence(scores, pictures, parameters),
     }
     return metrics, _caption_scores(table, scores)
+
+
+def notes_on_metrics(metrics: Mapping[str, Any], num_captions: int, language: Language) -> Iterator[str]:
+    """Yield what a reader must know before the figures.
+
+    Args:
+        metrics: `caption_metrics`.
+        num_captions: rows of `predictions`.
+    """
+    if nothing_in_common(metrics, num_captions):
+        yield language("nothing_in_common")
+    if num_captions == 1:
+        yield language("cider_of_one")
+    if metrics["num_images"] < FEW_IMAGES:
+        yield language("few_images", count=metrics["num_images"], least=FEW_IMAGES)
 
 
 def nothing_in_common(metrics: Mapping[str, Any], num_captions: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from qwen_vl_lora.exceptions import DataFormatError
+from qwen_vl_lora.pages.language import Language, Setting, choose_language
 
 COLUMNS = ("image_id", "image_path", "prompt", "references", "base_caption", "tuned_caption")
 CUT_COLUMNS = ("base_cut", "tuned_cut")
@@ -67,6 +68,11 @@ def read_predictions(table: pd.DataFrame) -> list[Prediction]:
         more = f"\n  … and {len(faults) - _MAX_FAULTS} more" if len(faults) > _MAX_FAULTS else ""
         raise DataFormatError(f"predictions has {len(faults)} faults:\n{shown}{more}")
     return predictions
+
+
+def language_of_references(setting: Setting, table: pd.DataFrame) -> Language:
+    """The language that `report.language` asks for; `auto` decides by the references."""
+    return choose_language(setting, (text for item in read_predictions(table) for text in item.references))
 
 
 def _read_row(row: dict[Any, Any], faults: list[str]) -> Prediction:

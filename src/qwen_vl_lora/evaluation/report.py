@@ -15,18 +15,12 @@ import pandas as pd
 from PIL import Image
 
 from qwen_vl_lora.evaluation.drawings import histogram, loss_curves
-from qwen_vl_lora.evaluation.metrics import (
-    CIDER_OF_ONE,
-    FEW_IMAGES,
-    METRICS,
-    NOTHING_IN_COMMON,
-    mean_interval,
-    nothing_in_common,
-)
+from qwen_vl_lora.evaluation.metrics import METRICS, mean_interval, notes_on_metrics
 from qwen_vl_lora.evaluation.predictions import Prediction, read_predictions
 from qwen_vl_lora.evaluation.story import highlights, tell_change
 from qwen_vl_lora.evaluation.wording import Piece, differing_words, nearest_reference
 from qwen_vl_lora.exceptions import DataFormatError
+from qwen_vl_lora.pages.language import ENGLISH, Language
 from qwen_vl_lora.pages.page import Anchors, picture_data, picture_side, render_page, signed
 
 OpenImage = Callable[[str], Image.Image]
@@ -140,7 +134,7 @@ class Difference(NamedTuple):
     interval: tuple[float, float] | None
 
 
-def render_report(runs: Sequence[ReportRun], open_image: OpenImage) -> str:
+def render_report(runs: Sequence[ReportRun], open_image: OpenImage, language: Language = ENGLISH) -> str:
     """The page of one run, or of several side by side.
 
     The images are those of the first run. Captions of another run are shown beside them if it was
@@ -155,26 +149,28 @@ def render_report(runs: Sequence[ReportRun], open_image: OpenImage) -> str:
     if not runs:
         raise DataFormatError("A report needs at least one run; got none.")
     tables = [_rows(run) for run in runs]
-    drawn = [histogram([row.scores["tuned_cider"] for row in table], f"b{n}") for n, table in enumerate(tables)]
+    ciders = [[row.scores["tuned_cider"] for row in table] for table in tables]
+    drawn = [histogram(scores, f"b{n}", language) for n, scores in enumerate(ciders)]
     cards = _cards(tables, [facets for _, facets in drawn], open_image)
-    labels = run_labels(runs)
+    labels, told = run_labels(runs, language), headline(*runs, language=language)
     differences = [_differences(runs[0], tables[0], *other) for other in zip(runs[1:], tables[1:], strict=True)]
     return render_page(
         Path(__file__).parent,
         "report",
-        title=f"{headline(*runs)} · {runs[0].facts.name}",
+        language,
+        title=f"{told} · {runs[0].facts.name}",
         skip_to="captions",
         runs=runs,
         labels=labels,
         cards=cards,
-        headline=headline(*runs),
-        lead=_lead(runs, labels, differences),
-        warnings=_warnings(runs),
-        highlights=highlights(cards, labels),
-        stories=[tell_change(cards, n, _unit(run)) for n, run in enumerate(runs)],
+        headline=told,
+        lead=_lead(runs, labels, differences, language),
+        warnings=_warnings(runs, language),
+        highlights=highlights(cards, labels, language),
+        stories=[tell_change(cards, n, language(_unit(run)), language) for n, run in enumerate(runs)],
         histograms=[bins for bins, _ in drawn],
-        facets=_facets(cards, len(runs)),
-        curves=[loss_curves(run.facts.curve) for run in runs],
+        facets=_facets(cards, len(runs), language),
+        curves=[loss_curves(run.facts.curve, language) for run in runs],
         bases=_bases(runs),
         differences=differences,
         is_nothing=is_nothing,
@@ -185,10 +181,10 @@ def render_report(runs: Sequence[ReportRun], open_image: OpenImage) -> str:
     )
 
 
-def run_labels(runs: Sequence[ReportRun]) -> list[str]:
+def run_labels(runs: Sequence[ReportRun], language: Language = ENGLISH) -> list[str]:
     """What the runs are called on the page: what differs between them, such as `r=8`, or else their names."""
     if len(runs) == 1:
-        return ["Tuned"]
+        return [language("tuned")]
     told = [
         [f"{key.rpartition('.')[2]}={value}" for key, value in run.facts.differences.items()][:_NAMED_SETTINGS]
         for run in runs
@@ -198,36 +194,42 @@ def run_labels(runs: Sequence[ReportRun]) -> list[str]:
     return labels if is_short and len(set(labels)) == len(runs) else [run.facts.name for run in runs]
 
 
-def headline(*runs: ReportRun) -> str:
+def headline(*runs: ReportRun, language: Language = ENGLISH) -> str:
     """CIDEr before and after, or of each of several runs, with the number of images."""
     count = runs[0].metrics["num_images"]
-    images = f"on {count} held-out image{'' if count == 1 else 's'}"
     tuned = [f"{run.metrics['tuned']['CIDEr']:.2f}" for run in runs]
     if len(runs) == 1:
-        return f"CIDEr {runs[0].metrics['base']['CIDEr']:.2f} → {tuned[0]} {images}"
-    named = ", ".join(f"{cider} with {label}" for cider, label in zip(tuned, run_labels(runs), strict=True))
-    return f"CIDEr {named} {images}"
+        base = f"{runs[0].metrics['base']['CIDEr']:.2f}"
+        return language("headline_one", base=base, tuned=tuned[0], count=count)
+    named = zip(tuned, run_labels(runs, language), strict=True)
+    scores = (language("headline_score", cider=cider, label=label) for cider, label in named)
+    return language("headline_several", scores=language.join(scores), count=count)
 
 
-def _lead(runs: Sequence[ReportRun], labels: Sequence[str], differences: Sequence[Mapping[str, Difference]]) -> str:
+def _lead(
+    runs: Sequence[ReportRun],
+    labels: Sequence[str],
+    differences: Sequence[Mapping[str, Difference]],
+    language: Language,
+) -> str:
     """The main change, or the differences between runs, with their intervals."""
     if len(runs) > 1:
-        return "; ".join(
-            f"{label} minus {labels[0]}: {_told_change(*found['CIDEr'])}"
+        return language.clauses(
+            language("label_minus_label", label=label, first=labels[0], change=_told_change(*found["CIDEr"], language))
             for label, found in zip(labels[1:], differences, strict=True)
             if "CIDEr" in found
         )
     metrics = runs[0].metrics
     interval = metrics["confidence"]["delta"]["CIDEr"] if "confidence" in metrics else None
-    return f"Mean change per image {_told_change(metrics['delta']['CIDEr'], interval)}"
+    return language("mean_change", change=_told_change(metrics["delta"]["CIDEr"], interval, language))
 
 
-def _told_change(value: float, interval: Sequence[float] | None) -> str:
+def _told_change(value: float, interval: Sequence[float] | None, language: Language) -> str:
     if interval is None:
         return signed(value, 2)
-    low, high = interval
-    no = ", no difference" if is_nothing(value, interval, digits=2) else ""
-    return f"{signed(value, 2)} (95 % interval {signed(low, 2)} to {signed(high, 2)}{no})"
+    low, high = (signed(end, 2) for end in interval)
+    key = "with_interval_nothing" if is_nothing(value, interval, digits=2) else "with_interval"
+    return language(key, value=signed(value, 2), low=low, high=high)
 
 
 def is_nothing(value: float, interval: Sequence[float] | None, digits: int) -> bool:
@@ -244,30 +246,23 @@ def _bases(runs: Sequence[ReportRun]) -> list[int]:
     return [0] if all(run.metrics["base"] == runs[0].metrics["base"] for run in runs) else list(range(len(runs)))
 
 
-def _facets(cards: Sequence[Card], num_runs: int) -> list[tuple[str, str, int]]:
+def _facets(cards: Sequence[Card], num_runs: int, language: Language) -> list[tuple[str, str, int]]:
     """The buttons above the captions: facet, label, number of cards."""
-    labels = {"exact": "exact", "differs": "differs", "worse": "worse than base"}
+    labels = {"exact": "facet_exact", "differs": "facet_differs", "worse": "facet_worse"}
     if num_runs > 1:
-        labels = {"exact": "exact in all", "differs": "differs in one", "worse": "worse than base in one"}
-    return [(facet, label, sum(facet in card.facets.split() for card in cards)) for facet, label in labels.items()]
+        labels = {"exact": "facet_exact_all", "differs": "facet_differs_one", "worse": "facet_worse_one"}
+    return [
+        (facet, language(key), sum(facet in card.facets.split() for card in cards)) for facet, key in labels.items()
+    ]
 
 
-def _warnings(runs: Sequence[ReportRun]) -> list[str]:
-    warnings = list(dict.fromkeys(note for run in runs for note in run.facts.notes))
-    if any(nothing_in_common(run.metrics, len(run.predictions)) for run in runs):
-        warnings.append(NOTHING_IN_COMMON)
-    few = min(run.metrics["num_images"] for run in runs)
-    if any(len(run.predictions) == 1 for run in runs):
-        warnings.append(CIDER_OF_ONE)
-    if few < FEW_IMAGES:
-        warnings.append(
-            f"Metrics on {few} image{'' if few == 1 else 's'} mean little. "
-            f"Hold out at least {FEW_IMAGES} (split.test_images) to compare numbers; read the captions instead."
-        )
+def _warnings(runs: Sequence[ReportRun], language: Language) -> list[str]:
+    notes = [[*run.facts.notes, *notes_on_metrics(run.metrics, len(run.predictions), language)] for run in runs]
+    warnings = list(dict.fromkeys(note for of_run in notes for note in of_run))
     if len({tuple(sorted(map(_picture, run.predictions["image_path"].astype(str)))) for run in runs}) > 1:
-        warnings.append("These runs were scored on different images: compare captions, not metrics.")
+        warnings.append(language("other_images"))
     if len({run.metrics["tokenizer"] for run in runs}) > 1:
-        warnings.append("These runs were scored with different tokenizers: their metrics cannot be compared.")
+        warnings.append(language("other_tokenizers"))
     return warnings
 
 

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 from qwen_vl_lora.evaluation.metrics import METRICS
 from qwen_vl_lora.evaluation.predictions import Prediction, read_predictions
 from qwen_vl_lora.evaluation.wording import nearest_reference
-from qwen_vl_lora.samples.lettering import choose_lettering, report_undrawn, wrap_text
+from qwen_vl_lora.pages.language import ENGLISH, Language
+from qwen_vl_lora.samples.lettering import can_draw, choose_lettering, report_undrawn, wrap_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -28,8 +29,17 @@ _MAX_LINES = 7
 """Most lines of a caption on the sheet; a longer one ends with an ellipsis."""
 
 
+def sheet_language(language: Language) -> Language:
+    """The page's language, or English if no font of this machine draws it."""
+    return language if can_draw(language("sheet_base", cider="0"), _FONT_SIZE) else ENGLISH
+
+
 def draw_comparison_sheet(
-    predictions: pd.DataFrame, scores: pd.DataFrame, open_image: OpenImage, title: str
+    predictions: pd.DataFrame,
+    scores: pd.DataFrame,
+    open_image: OpenImage,
+    title: str,
+    language: Language = ENGLISH,
 ) -> Image.Image:
     """Pictures with base and tuned caption, their CIDEr and a reference, from the worst tuned CIDEr to the best.
 
@@ -43,7 +53,7 @@ def draw_comparison_sheet(
     chosen = [(items[row], scores.iloc[row]) for row in ranked[steps]]
     columns = min(_NUM_COLUMNS, len(chosen))
     faults: list[Exception] = []
-    cells = [_draw_cell(item, score, open_image, faults) for item, score in chosen]
+    cells = [_draw_cell(item, score, open_image, faults, language) for item, score in chosen]
     width = columns * (_CELL_WIDTH + _GAP) + _GAP
     head = _draw_lines([(title, _INK)], width - 2 * _GAP, _TITLE_SIZE, faults)
     report_undrawn("comparison sheet", faults)
@@ -60,15 +70,16 @@ def draw_comparison_sheet(
 
 
 def _draw_cell(
-    item: Prediction, score: Mapping[str, Any], open_image: OpenImage, faults: list[Exception]
+    item: Prediction, score: Mapping[str, Any], open_image: OpenImage, faults: list[Exception], language: Language
 ) -> Image.Image:
     picture = _picture(item.image_path, open_image, faults)
-    exact = " · exact" if score["tuned_exact_match"] else ""
+    base, tuned = (f"{score[f'{side}_cider']:.2f}" for side in ("base", "tuned"))
+    tuned_key, empty = "sheet_tuned_exact" if score["tuned_exact_match"] else "sheet_tuned", language("sheet_empty")
     reference = item.references[nearest_reference(item.tuned_caption, item.references)]
     parts = [
-        _draw_caption(f"base · CIDEr {score['base_cider']:.2f}", item.base_caption, _SOFT, faults),
-        _draw_caption(f"tuned · CIDEr {score['tuned_cider']:.2f}{exact}", item.tuned_caption, _INK, faults),
-        _draw_caption("reference", reference, _SOFT, faults),
+        _draw_caption(language("sheet_base", cider=base), item.base_caption or empty, _SOFT, faults),
+        _draw_caption(language(tuned_key, cider=tuned), item.tuned_caption or empty, _INK, faults),
+        _draw_caption(language("sheet_reference"), reference, _SOFT, faults),
     ]
     cell = Image.new("RGB", (_CELL_WIDTH, _PICTURE_HEIGHT + sum(part.height for part in parts)), _PAPER)
     cell.paste(picture, ((_CELL_WIDTH - picture.width) // 2, _PICTURE_HEIGHT - picture.height))
@@ -81,7 +92,7 @@ def _draw_cell(
 
 def _draw_caption(side: str, caption: str, colour: str, faults: list[Exception]) -> Image.Image:
     """A strip with the side's name and its caption."""
-    return _draw_lines([(side, _ACCENT), (caption or "(empty)", colour)], _CELL_WIDTH, _FONT_SIZE, faults)
+    return _draw_lines([(side, _ACCENT), (caption, colour)], _CELL_WIDTH, _FONT_SIZE, faults)
 
 
 def _draw_lines(texts: Sequence[tuple[str, str]], width: int, size: int, faults: list[Exception]) -> Image.Image:

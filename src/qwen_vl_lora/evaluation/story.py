@@ -9,6 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from qwen_vl_lora.evaluation.wording import Piece, words_of
+from qwen_vl_lora.pages.language import Language
 
 if TYPE_CHECKING:
     from qwen_vl_lora.evaluation.report import Card
@@ -26,7 +27,7 @@ class Highlight:
     card: Card
 
 
-def highlights(cards: Sequence[Card], labels: Sequence[str]) -> list[Highlight]:
+def highlights(cards: Sequence[Card], labels: Sequence[str], language: Language) -> list[Highlight]:
     """A gain, a typical caption and a failure; of several runs the captions in which first and last differ most.
 
     Args:
@@ -39,15 +40,15 @@ def highlights(cards: Sequence[Card], labels: Sequence[str]) -> list[Highlight]:
             return card.answers[-1].cider - card.answers[0].cider
 
         chosen = [
-            (f"Where {labels[-1]} leads most", max(both, key=lead)),
-            (f"Where {labels[0]} leads most", min(both, key=lead)),
-            ("A failure of all runs", min(both, key=lambda card: max(answer.cider for answer in card.answers))),
+            (language("leads_most", label=labels[-1]), max(both, key=lead)),
+            (language("leads_most", label=labels[0]), min(both, key=lead)),
+            (language("failure_of_all"), min(both, key=lambda card: max(answer.cider for answer in card.answers))),
         ]
     else:
         chosen = [
-            ("Largest gain", max(cards, key=lambda card: card.gain)),
-            ("A typical caption", cards[len(cards) // 2]),
-            ("A failure", cards[0]),
+            (language("largest_gain"), max(cards, key=lambda card: card.gain)),
+            (language("typical"), cards[len(cards) // 2]),
+            (language("failure"), cards[0]),
         ]
     once: dict[str, Highlight] = {}
     for why, card in chosen:
@@ -55,11 +56,11 @@ def highlights(cards: Sequence[Card], labels: Sequence[str]) -> list[Highlight]:
     return list(once.values())
 
 
-def tell_change(cards: Sequence[Card], place: int, unit: str) -> list[str]:
+def tell_change(cards: Sequence[Card], place: int, unit: str, language: Language) -> list[str]:
     """Sentences on the captions of run number `place`: their length, exact ones, and what the others have in common.
 
     Args:
-        unit: words or characters.
+        unit: what captions are counted in, as the page calls it.
     """
     answered = [(card, answer) for card in cards for answer in card.answers if answer.place == place]
     if not answered:
@@ -75,25 +76,24 @@ def tell_change(cards: Sequence[Card], place: int, unit: str) -> list[str]:
     base, tuned, reference = (f"{length:g}" for length in lengths)
     missed = [(answer.pieces, answer.missing) for _, answer in answered if not answer.exact]
     said = [
-        f"Base captions have {base} {unit} in the median, tuned ones {tuned}, their references {reference}.",
-        f"{len(answered) - len(missed)} of {len(answered)} tuned captions equal a reference.",
+        language("lengths_told", base=base, tuned=tuned, reference=reference, unit=unit),
+        language("exact_told", exact=len(answered) - len(missed), all=len(answered)),
     ]
-    return [*said, *_tell_misses(missed)]
+    return [*said, *_tell_misses(missed, language)]
 
 
-def _tell_misses(missed: Sequence[tuple[Sequence[Piece], Sequence[Piece]]]) -> list[str]:
+def _tell_misses(missed: Sequence[tuple[Sequence[Piece], Sequence[Piece]]], language: Language) -> list[str]:
     """What captions that differ have in common: the words that they most often lack and add."""
     if len(missed) < _MIN_MISSES:
         return []
-    lacking = _most_common(wanted for _, wanted in missed)
-    added = _most_common(given for given, _ in missed)
-    parts = [f"lack {lacking}" if lacking else "", f"say {added} instead" if added else ""]
-    told = " and ".join(filter(None, parts)) or "have no wrong word in common"
-    often = "most often " if lacking or added else ""
-    return [f"The {len(missed)} others {often}{told}."]
+    lacking = _most_common((wanted for _, wanted in missed), language)
+    added = _most_common((given for given, _ in missed), language)
+    values = {"count": len(missed), **({"lacking": lacking} if lacking else {}), **({"added": added} if added else {})}
+    key = {(True, True): "lack_and_add", (True, False): "lack", (False, True): "add", (False, False): "differ"}
+    return [language(f"misses_{key[bool(lacking), bool(added)]}", **values)]
 
 
-def _most_common(captions: Iterable[Sequence[Piece]]) -> str:
+def _most_common(captions: Iterable[Sequence[Piece]], language: Language) -> str:
     """The words in which most captions differ, with the number of captions."""
     counts = Counter(
         word
@@ -101,4 +101,4 @@ def _most_common(captions: Iterable[Sequence[Piece]]) -> str:
         for word in {word for piece in pieces if piece.differs for word in words_of(piece.text)}
     )
     common = [(word, count) for word, count in counts.most_common(_NAMED_WORDS) if count >= _MIN_MISSES]
-    return ", ".join(f"“{word}” ({count})" for word, count in common)
+    return language.join(language("word_count", word=word, count=count) for word, count in common)

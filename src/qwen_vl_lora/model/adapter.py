@@ -284,7 +284,8 @@ class Adapter:
             raise AdapterError(f"Adapter {self.path} is not a folder. Give the folder of an adapter.")
         if not (self.path / WEIGHTS_FILE).exists():
             raise AdapterError(
-                f"Adapter {self.path} lacks {WEIGHTS_FILE}; adapters stored as pickles can run code and are refused."
+                f"Adapter {self.path} lacks {WEIGHTS_FILE}. Adapters stored as pickles are refused, because they can "
+                "run code."
             )
         for name in (_CONFIG, WEIGHTS_FILE, RECORD_FILE):
             try:

@@ -168,8 +168,8 @@ def check_contents(folder: Path) -> None:
     for name, reason in _FOREIGN.items():
         if _is_file(folder / name):
             raise BaseModelError(
-                f"Base model {folder} has {name}: {reason}. Move it elsewhere if the folder is a base model; an "
-                "adapter is given by init_adapter, or by its version."
+                f"Base model {folder} has {name}: {reason}. If the folder is a base model, move this file "
+                "elsewhere. To name an adapter, set init_adapter to its path or version."
             )
     for path in side_files(folder):
         if path.suffix == ".json":

@@ -109,9 +109,9 @@ def _require_good(check: MergeCheck, adapter: Adapter) -> None:
     if check.error <= check.tolerance and check.error * LEAST_EFFECT <= check.effect:
         return
     raise AdapterError(
-        f"{where}: the merged model's logits differ from those of base + adapter by {check.error:.2%}; at most "
-        f"{check.tolerance:.2%} and a {LEAST_EFFECT}th of what the adapter changes ({check.effect:.2%}) is accepted. "
-        "Nothing was published. Keep more digits: export.dtype: float32."
+        f"{where}: the merged model's logits differ from those of base + adapter by {check.error:.2%}. "
+        f"Expected at most {check.tolerance:.2%}, and at most 1/{LEAST_EFFECT} of the adapter's own change, which is "
+        f"{check.effect:.2%}. Nothing was published. Set export.dtype: float32, which keeps more digits."
     )
 
 

@@ -13,6 +13,7 @@ from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.model.families import FAMILIES
 from qwen_vl_lora.model.merging import MergeCheck
 from qwen_vl_lora.model.shipped_base import note_on_base
+from qwen_vl_lora.pages.language import CHINESE, ENGLISH, Language
 from qwen_vl_lora.runs.storage import write_whole
 from qwen_vl_lora.samples.conversations import Part, TextPart, ask_about
 from qwen_vl_lora.samples.prompts import TrainedPrompt
@@ -21,15 +22,7 @@ CARD_FILE = "README.md"
 
 _YOURS = "YOUR TEXT"
 
-_MADE_BY = "- qwen-vl-lora, which made it:"
-
-_METRICS_SECTION = re.compile(r"^## Metrics\n.*?(?=^## )", re.MULTILINE | re.DOTALL)
-
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-
-_LIMITS = """- Other questions and picture sizes than those of its training were not measured.
-- The held-out pictures come from the source of the training pictures; captions of other pictures may be worse.
-- Captions may be wrong, and may repeat errors and prejudices of the base model and of the training captions."""
 
 _README_HEAD = 1 << 16
 """Bytes of a README that are read: the hub's YAML head is at its beginning."""
@@ -40,27 +33,36 @@ _LICENCE = re.compile(r"""(["']?)([\w.+-]{1,64})\1""", re.ASCII)
 _SIZES = ("resized_height", "resized_width", "min_pixels", "max_pixels")
 
 
-def model_card(base_model: BaseModel, record: Mapping[str, Any], metrics: Mapping[str, Any], check: MergeCheck) -> str:
+def model_card(
+    base_model: BaseModel,
+    record: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    check: MergeCheck,
+    language: Language = ENGLISH,
+) -> str:
     """Markdown with the hub's YAML head.
 
     Args:
         record: of the adapter.
         metrics: `caption_metrics` of an evaluation of the same adapter.
     """
+    title = language("card_merged_title", base=record["base_model"]["name"])
     sections = [
         _head(base_model),
-        f"# {record['base_model']['name']}, fine-tuned on captions\n\n{_summary(record, metrics)}",
-        f"## Use\n\n{_use(record, 'merged', thinks=bool(base_model.family.answer_start))}",
-        f"## Metrics\n\n{_metrics(metrics)}",
-        f"## Training data\n\n{_data(record)}",
-        f"## Settings\n\n```json\n{_settings(record)}\n```",
-        f"## Merging\n\n{_merging(check, record.get('quantization'))}",
-        f"## Licences\n\n{_licences(stated_licence(base_model.path), _MERGED)}",
+        f"# {title}\n\n{_summary(record, metrics, language)}",
+        _section("use", _use(record, "merged", language, thinks=bool(base_model.family.answer_start)), language),
+        _section("metrics", _metrics(metrics, language), language),
+        _section("data", _data(record, language), language),
+        _section("settings", _settings(record), language),
+        _section("merging", _merging(check, record.get("quantization"), language), language),
+        _section("licences", _licences(stated_licence(base_model.path), "merged", language), language),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def adapter_card(record: Mapping[str, Any], licence: str | None, *, thinks: bool = False) -> str:
+def adapter_card(
+    record: Mapping[str, Any], licence: str | None, language: Language = ENGLISH, *, thinks: bool = False
+) -> str:
     """Markdown with the hub's YAML head for an adapter that is not evaluated yet; see `note_metrics`.
 
     Args:
@@ -68,9 +70,7 @@ def adapter_card(record: Mapping[str, Any], licence: str | None, *, thinks: bool
         licence: of the base, as its own README states it.
         thinks: whether the base's chat template has thinking, which the example switches off.
     """
-    base, lora = record["base_model"], record["lora"]
-    hub_id = base_hub_id(base)
-    revision = f", revision `{base['revision']}`" if base["revision"] else ""
+    hub_id = base_hub_id(record["base_model"])
     head = [
         "---",
         *([f"base_model: {hub_id}", "base_model_relation: adapter"] if hub_id else []),
@@ -80,38 +80,71 @@ def adapter_card(record: Mapping[str, Any], licence: str | None, *, thinks: bool
         "tags: [lora, image-captioning]",
         "---",
     ]
+    limits = "\n".join(f"- {language(f'card_limit_{name}')}" for name in ("sizes", "source", "errors"))
+    title = language("card_adapter_title", base=hub_id or record["base_model"]["name"])
     sections = [
         "\n".join(head),
-        f"# LoRA adapter of {hub_id or base['name']} for captions\n\n"
-        f"r {lora['r']}, lora_alpha {lora['lora_alpha']}, {record['training']['trainable_parameters']:,} trained "
-        f"parameters, vision tower {record['vision']}.\n\n"
-        f"- base model: `{base['name']}`{revision}{'' if hub_id else ', a folder of the machine that trained it'}\n"
-        f"- base model fingerprint: `{base['fingerprint']}`\n"
-        f"- run: `{record.get('run', {}).get('id', 'unknown')}`{_note(record)}",
-        f"## Use\n\n{_use(record, 'adapter', thinks=thinks)}",
-        "## Metrics\n\nNot evaluated: `kedro run --pipeline evaluation`.",
-        f"## Training data\n\n{_data(record)}",
-        f"## Settings\n\n```json\n{_settings(record)}\n```",
-        f"## Limits\n\n{_LIMITS}",
-        f"## Licences\n\n{_licences(licence, 'adapter is trained for it')}",
+        f"# {title}\n\n{_origin(record, language, is_local=hub_id is None)}",
+        _section("use", _use(record, "adapter", language, thinks=thinks), language),
+        _section("metrics", language("card_not_evaluated"), language),
+        _section("data", _data(record, language), language),
+        _section("settings", _settings(record), language),
+        _section("limits", limits, language),
+        _section("licences", _licences(licence, "adapter", language), language),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def write_adapter_card(directory: Path, base_model: BaseModel | None = None) -> None:
-    """Write the README of an adapter's directory from its record; without the base, what the present one says of it."""
+def language_of_card(card: str) -> Language | None:
+    """The language of a README that this project wrote; None for another one."""
+    return next((one for one in (ENGLISH, CHINESE) if f"- {one('card_made_by')}" in card), None)
+
+
+def _section(name: str, content: str, language: Language) -> str:
+    return f"## {language(f'card_{name}')}\n\n{content}"
+
+
+def _origin(record: Mapping[str, Any], language: Language, *, is_local: bool) -> str:
+    """What the adapter is, its base and its run."""
+    base, lora = record["base_model"], record["lora"]
+    vision, parameters = language(f"tower_{record['vision']}"), f"{record['training']['trainable_parameters']:,}"
+    return (
+        language("card_adapter_lora", r=lora["r"], alpha=lora["lora_alpha"], parameters=parameters, vision=vision)
+        + f"\n\n- {language('card_base', name=base['name'])}{_revision(base, language)}"
+        + (language("card_local_base") if is_local else "")
+        + f"\n- {language('card_fingerprint', fingerprint=base['fingerprint'])}"
+        + f"\n- {_run(record, language)}{_note(record, language)}"
+    )
+
+
+def _revision(base: Mapping[str, Any], language: Language) -> str:
+    return language("card_revision", revision=base["revision"]) if base["revision"] else ""
+
+
+def _run(record: Mapping[str, Any], language: Language) -> str:
+    return language("card_run", run=record.get("run", {}).get("id", language("unknown")))
+
+
+def write_adapter_card(directory: Path, base_model: BaseModel | None = None, language: Language | None = None) -> None:
+    """Write the README of an adapter's directory from its record.
+
+    Args:
+        base_model: without it, what the present README says of the base.
+        language: without it, that of the present README.
+    """
     record = json.loads((directory / RECORD_FILE).read_text(encoding="utf-8"))
-    card = directory / CARD_FILE
+    file = directory / CARD_FILE
+    present = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     if base_model is not None:
         licence, thinks = stated_licence(base_model.path), bool(base_model.family.answer_start)
     else:
-        licence = stated_licence(directory)
-        thinks = card.is_file() and _NO_THINKING in card.read_text(encoding="utf-8", errors="replace")
-    write_whole(card, adapter_card(record, licence, thinks=thinks))
+        licence, thinks = stated_licence(directory), _NO_THINKING in present
+    language = language or language_of_card(present) or ENGLISH
+    write_whole(file, adapter_card(record, licence, language, thinks=thinks))
 
 
 def note_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
-    """Put the metrics of an evaluation into an adapter's README, and leave the rest of it as it is.
+    """Put the metrics of an evaluation into an adapter's README, in its language, and leave the rest of it as it is.
 
     A README that this project did not write is left alone.
     """
@@ -119,9 +152,12 @@ def note_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
     if not file.is_file():
         return
     card = file.read_text(encoding="utf-8", errors="replace")
-    if _MADE_BY in card and (section := _METRICS_SECTION.search(card)):
-        told = f"## Metrics\n\n{_metrics(metrics)}\n\n"
-        write_whole(file, card[: section.start()] + told + card[section.end() :])
+    if (language := language_of_card(card)) is None:
+        return
+    heading = re.escape(language("card_metrics"))
+    if section := re.search(rf"^## {heading}\n.*?(?=^## )", card, re.MULTILINE | re.DOTALL):
+        told = _section("metrics", _metrics(metrics, language), language)
+        write_whole(file, f"{card[: section.start()]}{told}\n\n{card[section.end() :]}")
 
 
 def base_hub_id(base: Mapping[str, Any]) -> str | None:
@@ -147,21 +183,24 @@ def _head(base_model: BaseModel) -> str:
     return "\n".join(lines)
 
 
-def _summary(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+def _summary(record: Mapping[str, Any], metrics: Mapping[str, Any], language: Language) -> str:
     base, lora = record["base_model"], record["lora"]
-    revision = f", revision `{base['revision']}`" if base["revision"] else ""
-    return (
-        f"`{base['name']}`{revision}, with a LoRA adapter (r {lora['r']}, lora_alpha {lora['lora_alpha']}) merged into "
-        f"its weights. CIDEr on {metrics['num_images']} held-out pictures: {metrics['base']['CIDEr']:.3f} before, "
-        f"{metrics['tuned']['CIDEr']:.3f} after.\n\n"
-        f"- run: `{record.get('run', {}).get('id', 'unknown')}`\n"
-        f"- base model fingerprint: `{base['fingerprint']}`"
-        f"{_note(record)}"
+    merged = language(
+        "card_merged_summary",
+        name=base["name"],
+        revision=_revision(base, language),
+        r=lora["r"],
+        alpha=lora["lora_alpha"],
+        images=metrics["num_images"],
+        base=f"{metrics['base']['CIDEr']:.3f}",
+        tuned=f"{metrics['tuned']['CIDEr']:.3f}",
     )
+    fingerprint = language("card_fingerprint", fingerprint=base["fingerprint"])
+    return f"{merged}\n\n- {_run(record, language)}\n- {fingerprint}{_note(record, language)}"
 
 
-def _note(record: Mapping[str, Any]) -> str:
-    said = note_on_base(record)
+def _note(record: Mapping[str, Any], language: Language) -> str:
+    said = note_on_base(record, language)
     return "" if said is None else f"\n\n{said}"
 
 
@@ -182,25 +221,25 @@ _NO_THINKING = ", enable_thinking=False"
 """Option of the chat templates that think. transformers refuses it for the others."""
 
 
-def _use(record: Mapping[str, Any], kind: str, *, thinks: bool) -> str:
+def _use(record: Mapping[str, Any], kind: str, language: Language, *, thinks: bool) -> str:
     thinking = _NO_THINKING if thinks else ""
     sizes = {name: record["image"][name] for name in _SIZES if record["image"][name]}
     trained = TrainedPrompt.of_record(record["prompt"])
     asked = trained.choose()
+    merged = "_merged" if kind == "merged" else ""
     if asked is None:
-        which = f"{_trained_texts(trained)}\n\nPut the text that you want in place of `{_YOURS}`"
+        which = f"{_trained_texts(trained, language)}\n\n{language(f'card_ask_yours{merged}', yours=_YOURS)}"
         user = None if trained.questions.is_one else _YOURS
         asked = trained.choose(user, None if trained.systems.is_one else _YOURS)
         assert asked is not None
     else:
-        which = "Ask it as it was trained: this question"
+        which = language(f"card_ask_as_trained{merged}")
     messages = [
         {"role": role, "content": [_content(part) for part in parts]} for role, parts in ask_about("x", asked).turns
     ]
     base = base_hub_id(record["base_model"]) or record["base_model"]["name"]
-    greedily = "greedily (`generation_config.json`)" if kind == "merged" else "greedily"
     generated = "" if kind == "merged" else ", ".join(["", *_greedy(record)])
-    return f"""{which}, pictures of this size, {greedily}.
+    return f"""{which}
 
 ```python
 from qwen_vl_utils import fetch_image
@@ -225,81 +264,73 @@ def _content(part: Part) -> dict[str, str]:
     return {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
 
 
-def _trained_texts(trained: TrainedPrompt) -> str:
+def _trained_texts(trained: TrainedPrompt, language: Language) -> str:
     """Lists of the questions and of the system texts, if there are several."""
     lines = []
-    for name, counted in (("questions", trained.questions), ("system texts", trained.systems)):
+    for name, counted in (("questions", trained.questions), ("systems", trained.systems)):
         if counted.is_one:
             continue
-        lines.append(f"It was trained with {len(counted) or 'no'} {name}{':' if counted else ' about a picture.'}")
+        lines.append(language(f"card_{name}", count=len(counted)) if counted else language(f"card_no_{name}"))
         for text, count in counted.texts:
-            shown = json.dumps(text, ensure_ascii=False) if text is not None else "(the chat template's own)"
-            lines.append(f"- {shown}: {count} samples")
+            shown = json.dumps(text, ensure_ascii=False) if text is not None else language("card_own_system")
+            lines.append(f"- {language('card_samples', text=shown, count=count)}")
         if counted.others:
-            lines.append(f"- {counted.others} more")
+            lines.append(f"- {language('card_more', count=counted.others)}")
     return "\n".join(lines)
 
 
-def _metrics(metrics: Mapping[str, Any]) -> str:
-    ranges = metrics.get("confidence")
+def _metrics(metrics: Mapping[str, Any], language: Language) -> str:
+    ranges = "_ranges" if metrics.get("confidence") else ""
     rows = [
-        f"| {name} | {_value(metrics, 'base', name)} | {_value(metrics, 'tuned', name)} | "
-        f"{_value(metrics, 'delta', name, '+')} |"
+        f"| {name} | {_value(metrics, 'base', name, language)} | {_value(metrics, 'tuned', name, language)} | "
+        f"{_value(metrics, 'delta', name, language, '+')} |"
         for name in metrics["base"]
     ]
     if exact := metrics.get("exact_match"):
-        rows.append(
-            f"| exact match | {exact['base']:.0%} | {exact['tuned']:.0%} | "
-            f"{100 * (exact['tuned'] - exact['base']):+.0f} percentage points |"
-        )
-    head = (
-        f"{metrics['num_images']} held-out pictures, tokenizer {metrics['tokenizer']}; CIDEr on its scale of 0 to 10"
-        f"{'; in brackets 95 % intervals over pictures' if ranges else ''}."
-    )
-    return "\n".join([head, "", "| metric | base | tuned | change |", "|---|---|---|---|", *rows])
+        points = language("card_points", points=f"{100 * (exact['tuned'] - exact['base']):+.0f}")
+        rows.append(f"| {language('card_exact_match')} | {exact['base']:.0%} | {exact['tuned']:.0%} | {points} |")
+    head = language(f"card_metrics_head{ranges}", images=metrics["num_images"], tokenizer=metrics["tokenizer"])
+    return "\n".join([head, "", language("card_table"), "|---|---|---|---|", *rows])
 
 
-def _value(metrics: Mapping[str, Any], side: str, name: str, sign: str = "") -> str:
+def _value(metrics: Mapping[str, Any], side: str, name: str, language: Language, sign: str = "") -> str:
     low, high = metrics["confidence"][side][name] if "confidence" in metrics else (None, None)
-    interval = "" if low is None else f" ({low:{sign}.3f} to {high:{sign}.3f})"
+    interval = "" if low is None else language("card_range", low=f"{low:{sign}.3f}", high=f"{high:{sign}.3f}")
     return f"{metrics[side][name]:{sign}.3f}{interval}"
 
 
-def _data(record: Mapping[str, Any]) -> str:
-    data = record["data"]
-    lines = [f"- {data[name]['samples']} samples in `{name}`, sha256 `{data[name]['sha256']}`" for name in sorted(data)]
-    read = record.get("run", {}).get("read", {})
-    lines += [f"- `{name}` version `{read[name]['version']}`" for name in sorted(read) if read[name].get("version")]
-    return "\n".join(lines)
+def _data(record: Mapping[str, Any], language: Language) -> str:
+    data, read = record["data"], record.get("run", {}).get("read", {})
+    lines = [
+        language("card_samples_in", count=data[name]["samples"], name=name, sha256=data[name]["sha256"])
+        for name in sorted(data)
+    ]
+    lines += [
+        language("card_version", name=name, version=read[name]["version"])
+        for name in sorted(read)
+        if read[name].get("version")
+    ]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _settings(record: Mapping[str, Any]) -> str:
     names = ("prompt", "image", "generation", "max_length", "vision", "rows", "lora", "training_args")
-    return json.dumps({name: record[name] for name in names}, indent=2, ensure_ascii=False)
+    told = json.dumps({name: record[name] for name in names}, indent=2, ensure_ascii=False)
+    return f"```json\n{told}\n```"
 
 
-def _merging(check: MergeCheck, quantization: str | None) -> str:
-    trained = (
-        f"The adapter was trained on {quantization} weights and merged into the full ones. " if quantization else ""
-    )
-    return (
-        f"{trained}"
-        f"Stored as {check.dtype}. On held-out conversations its logits differ from those of base + adapter by "
-        f"{check.error:.2e} (root mean square, relative; at most {check.tolerance:.0e} is accepted), and from those "
-        f"of the base by {check.effect:.2e}."
+def _merging(check: MergeCheck, quantization: str | None, language: Language) -> str:
+    figures = {name: f"{getattr(check, name):.2e}" for name in ("error", "effect")}
+    checked = language("card_merge_check", dtype=check.dtype, tolerance=f"{check.tolerance:.0e}", **figures)
+    return language.prose(
+        [language("card_quantized", quantization=quantization), checked] if quantization else [checked]
     )
 
 
-_MERGED = "merged weights are a derivative of it and stay under its licence"
-
-
-def _licences(stated: str | None, what: str) -> str:
-    base = f"`{stated}`" if stated else "not stated in its folder; see the page that it came from"
-    return (
-        f"- base model: {base}. The {what}.\n"
-        "- training pictures and captions: each keeps its own licence. Name it here before you publish this model.\n"
-        f"{_MADE_BY} Apache-2.0."
-    )
+def _licences(stated: str | None, kind: str, language: Language) -> str:
+    base = f"`{stated}`" if stated else language("card_licence_unstated")
+    lines = language(f"card_licence_{kind}", licence=base), language("card_licence_data"), language("card_made_by")
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def stated_licence(folder: Path) -> str | None:

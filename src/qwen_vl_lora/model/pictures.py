@@ -74,8 +74,9 @@ class PictureSizer:
             resized = smart_resize(height, width, factor, self.image.min_pixels, self.image.max_pixels)
             if 0 in resized:
                 raise DataFormatError(
-                    f"A picture of {width}x{height} px has no {factor} px on its short side within image.max_pixels "
-                    f"{self.image.max_pixels}. Raise image.max_pixels, or lower image.max_aspect_ratio to "
+                    f"A picture of {width}x{height} px, resized to image.max_pixels {self.image.max_pixels}, would "
+                    f"have less than the {factor} px that the model needs on its short side. Raise image.max_pixels, "
+                    "or lower image.max_aspect_ratio to "
                     f"{self.image.max_pixels // factor**2 if self.image.max_pixels else 1} and run data_engineering "
                     "again, which rejects such pictures."
                 )

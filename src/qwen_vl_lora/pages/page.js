@@ -10,6 +10,7 @@
   }));
   const filter = document.getElementById("filter");
   const sort = document.getElementById("sort");
+  const shown = document.getElementById("shown");
   const buttons = document.querySelectorAll("button[data-facet]");
 
   const show = () => {
@@ -23,7 +24,7 @@
       if (card.element.hidden === hit) card.element.hidden = !hit;
       count += hit;
     }
-    document.getElementById("shown").textContent = count + " of " + cards.length + " shown";
+    shown.textContent = shown.dataset.text.replace("{shown}", count).replace("{all}", cards.length);
     document.getElementById("none").hidden = count > 0 || !cards.length;
   };
 
@@ -42,7 +43,7 @@
   }
 
   filter.addEventListener("input", show);
-  const byName = new Intl.Collator(undefined, { numeric: true });
+  const byName = new Intl.Collator(document.documentElement.lang, { numeric: true });
   sort.addEventListener("change", () => {
     const [key, way] = sort.value.split(" ");
     const sign = way === "down" ? -1 : 1;

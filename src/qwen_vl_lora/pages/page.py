@@ -13,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,23 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
+from qwen_vl_lora.pages.language import ENGLISH, Language, lang
+
 _SHARED = Path(__file__).parent
 _QUALITY = 70
 _PIXELS = 24_000_000
 """Of all pictures of a page together: about 4 MB as WebP."""
 _SMALLEST_SIDE, _LARGEST_SIDE = 224, 800  # px
 
-_KANA, _HANGUL, _HAN = re.compile("[\u3040-\u30ff]"), re.compile("[\uac00-\ud7af]"), re.compile("[\u3400-\u9fff]")
 _NOT_IN_ANCHORS = re.compile(r"[^\w.-]+")
 _MINUS = "\u2212"  # as wide as the plus, so columns align
 
 
-def render_page(folder: Path, name: str, **values: Any) -> str:
+def render_page(folder: Path, name: str, language: Language, **values: Any) -> str:
     """The page of `<folder>/<name>.html`, which extends `page.html`, with `<name>.js` if there is one.
 
-    Everything in `values` is escaped. Only the page's own script may run: the policy names its hash.
+    Templates call `t(key, …)` for a sentence. Everything in `values` is escaped. Only the page's own script may run:
+    the policy names its hash.
     """
     script = (_SHARED / "page.js").read_text(encoding="utf-8")
     own_script = folder / f"{name}.js"
@@ -47,7 +50,8 @@ def render_page(folder: Path, name: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(signed=signed, shown=shown, lang=lang)
+    environment.filters.update(signed=signed, shown=partial(shown, language=language), lang=partial(_lang_on, language))
+    environment.globals.update(t=language.markup, language=language)
     return environment.get_template(f"{name}.html").render(
         style=Markup((_SHARED / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -87,10 +91,9 @@ class Anchors:
         return anchor
 
 
-def lang(text: str) -> str | None:
-    """The language tag of a text in Chinese, Japanese or Korean characters, for screen readers; None for others."""
-    found = ((_KANA, "ja"), (_HANGUL, "ko"), (_HAN, "zh"))
-    return next((tag for pattern, tag in found if pattern.search(text)), None)
+def _lang_on(language: Language, text: str) -> str | None:
+    """The tag of a text that is not in the page's language, as far as its characters tell."""
+    return lang(text) or (ENGLISH.tag if language.code != "en" else None)
 
 
 def signed(value: float, digits: int) -> str:
@@ -99,12 +102,12 @@ def signed(value: float, digits: int) -> str:
     return text[1:] if float(text) == 0 else text.replace("-", _MINUS)
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, language: Language = ENGLISH) -> str:
     """A setting or fact in words."""
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return language("yes" if value else "no")
     if value is None:
-        return "none"
+        return language("none")
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u202f") if abs(value) >= 10_000 else str(value)
     if isinstance(value, (list, tuple)) and all(isinstance(item, (str, int, float)) for item in value):

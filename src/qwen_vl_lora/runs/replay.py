@@ -167,7 +167,9 @@ def check_foreign_configuration(source: Path, own_conf: Path, project: Path | No
         )
     for path in source.rglob("*"):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ParameterError(f"{path} is not a plain file. A configuration from outside conf/ may hold no links.")
+            raise ParameterError(
+                f"{path} is not a plain file. A configuration from outside conf/ may not contain links."
+            )
     values = {file: read_values(file) for file in _config_files(source)}
     for file in _files_of(source, CREDENTIALS):
         raise ParameterError(f"{file} contains credentials, which a configuration from outside conf/ may not.")

@@ -4,7 +4,7 @@
   const count = () => {
     const ticked = boxes.filter((box) => box.checked).length;
     save.disabled = ticked === 0;
-    save.textContent = "Save the list of " + ticked + (ticked === 1 ? " row" : " rows");
+    save.textContent = (ticked === 1 ? save.dataset.one : save.dataset.many).replace("{count}", ticked);
   };
   for (const box of boxes) {
     box.disabled = false;

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
+from qwen_vl_lora.pages.language import ENGLISH, Language, Setting, choose_language
 from qwen_vl_lora.pages.page import Anchors, picture_data, render_page, ticks
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.samples.image_store import ImageStore
@@ -26,14 +27,8 @@ if TYPE_CHECKING:
 MAX_PICTURES, PICTURE_SIDE = 400, 224
 MAX_CARDS = 3000
 
-KINDS = {
-    "split": "near-duplicate across the split",
-    "suspicious": "suspicious",
-    "duplicate": "duplicate",
-    "long": "may be too long",
-    "rejected": "rejected",
-}
-"""Facet of a finding → its name, in the order in which findings are shown."""
+KINDS = ("split", "suspicious", "duplicate", "long", "rejected")
+"""Facets of findings, in the order in which they are shown."""
 
 _BYTES_A_TOKEN = 4  # of UTF-8: English has about 4 letters a token, Chinese about 3 bytes a character
 _FRAME_TOKENS = 24  # of the chat format around question and answer
@@ -76,6 +71,11 @@ class Finding:
         return " ".join(dict.fromkeys(facet for facet, _ in self.reasons))
 
 
+def language_of_samples(setting: Setting, samples: Sequence[Mapping[str, Any]]) -> Language:
+    """The language that `report.language` asks for; `auto` decides by the answers."""
+    return choose_language(setting, map(_answer, samples))
+
+
 def find_all(
     samples: Sequence[Mapping[str, Any]],
     images: ImageStore,
@@ -84,6 +84,7 @@ def find_all(
     summary: Mapping[str, Any],
     split_summary: Mapping[str, Any],
     settings: Parameters,
+    language: Language = ENGLISH,
 ) -> list[Finding]:
     """The rows to look at, those with the gravest reason first.
 
@@ -92,19 +93,18 @@ def find_all(
     """
     by_key: dict[Key, Finding] = {}
     for facet, sample, reason in [
-        *_alike_across_the_split(samples, split_summary),
-        *_suspicious(samples, summary),
-        *_doubled(samples),
-        *_long(samples, images, settings),
+        *_alike_across_the_split(samples, split_summary, language),
+        *_suspicious(samples, summary, language),
+        *_doubled(samples, language),
+        *_long(samples, images, settings, language),
     ]:
         key = (sample.get("source", ""), sample["row"])
         finding = by_key.setdefault(
             key, Finding(key, sample["id"], _answer(sample), next(iter(sample["images"]), None))
         )
         finding.reasons.append((facet, reason))
-    found = [*by_key.values(), *_rejected(rejected_samples, rejected_pictures)]
-    places = list(KINDS)
-    found.sort(key=lambda finding: min(places.index(facet) for facet, _ in finding.reasons))
+    found = [*by_key.values(), *_rejected(rejected_samples, rejected_pictures, language)]
+    found.sort(key=lambda finding: min(KINDS.index(facet) for facet, _ in finding.reasons))
     return _with_pictures(found, images)
 
 
@@ -116,14 +116,16 @@ _Reasons = Iterator[tuple[str, Mapping[str, Any], str]]
 """Facet, sample, sentence."""
 
 
-def _alike_across_the_split(samples: Sequence[Mapping[str, Any]], split_summary: Mapping[str, Any]) -> _Reasons:
+def _alike_across_the_split(
+    samples: Sequence[Mapping[str, Any]], split_summary: Mapping[str, Any], language: Language
+) -> _Reasons:
     """Samples whose picture looks like one on another side: the test would measure what was trained."""
     others: dict[str, str] = {}
     for pair in split_summary["near_duplicates"]["nearest"]:
-        (one, other), (side, other_side) = (map(_sha256_of, pair["images"]), pair["sides"])
-        alike = f"of 256 bits of the look {pair['distance']} differ"
-        others.setdefault(one, f"on side {side}; looks like a picture of {other_side} ({other[:12]}): {alike}")
-        others.setdefault(other, f"on side {other_side}; looks like a picture of {side} ({one[:12]}): {alike}")
+        shas, sides = list(map(_sha256_of, pair["images"])), [language(f"side_{side}") for side in pair["sides"]]
+        for one, other in ((0, 1), (1, 0)):
+            named = {"side": sides[one], "other": sides[other], "sha256": shas[other][:12]}
+            others.setdefault(shas[one], language("looks_alike", distance=pair["distance"], **named))
     for sample in samples:
         for sha256 in sample["images"]:
             if sha256 in others:
@@ -134,10 +136,10 @@ def _sha256_of(path: str) -> str:
     return path.rpartition("/")[2].partition(".")[0]
 
 
-def _suspicious(samples: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> _Reasons:
+def _suspicious(samples: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], language: Language) -> _Reasons:
     """Samples with a picture that the collection found suspicious."""
     kinds = {
-        sha256: found["kind"].replace("_", " ")
+        sha256: language(f"suspicious_{found['kind']}")
         for found in summary["suspicious"]
         for sha256 in found.get("pictures", [found.get("sha256")])
     }
@@ -146,7 +148,7 @@ def _suspicious(samples: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
             yield "suspicious", sample, kind
 
 
-def _doubled(samples: Sequence[Mapping[str, Any]]) -> _Reasons:
+def _doubled(samples: Sequence[Mapping[str, Any]], language: Language) -> _Reasons:
     """Samples with the picture and the answer of an earlier one, or with the picture of an earlier id."""
     said: dict[tuple[Any, ...], int] = {}
     first_id: dict[str, str] = {}
@@ -158,21 +160,19 @@ def _doubled(samples: Sequence[Mapping[str, Any]]) -> _Reasons:
         earlier = said.setdefault((pictures, turns), sample["row"])
         named = first_id.setdefault(pictures[0], sample["image_ids"][0])
         if earlier != sample["row"]:
-            yield "duplicate", sample, f"the same picture and text as row {earlier}"
+            yield "duplicate", sample, language("same_picture_and_text", row=earlier)
         elif named != sample["image_ids"][0]:
-            yield "duplicate", sample, f"the same picture as {named}"
+            yield "duplicate", sample, language("same_picture", image_id=named)
 
 
-def _long(samples: Sequence[Mapping[str, Any]], images: ImageStore, settings: Parameters) -> _Reasons:
+def _long(
+    samples: Sequence[Mapping[str, Any]], images: ImageStore, settings: Parameters, language: Language
+) -> _Reasons:
     """Samples that are longer than `max_length` by an estimate: the exact number is the tokenizer's."""
     for sample in samples:
         tokens = _estimate_tokens(sample, images, settings)
         if tokens > settings.max_length:
-            yield (
-                "long",
-                sample,
-                f"about {tokens} tokens; training leaves out more than max_length {settings.max_length}",
-            )
+            yield "long", sample, language("about_tokens", tokens=tokens, max_length=settings.max_length)
 
 
 def _estimate_tokens(sample: Mapping[str, Any], images: ImageStore, settings: Parameters) -> int:
@@ -190,17 +190,20 @@ def _pixels(entry: Any, settings: Parameters) -> int:
     return max(image.min_pixels or 0, min(image.max_pixels or 0, entry.width * entry.height))
 
 
-def _rejected(rejected_samples: pd.DataFrame, pictures: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+def _rejected(
+    rejected_samples: pd.DataFrame, pictures: Sequence[Mapping[str, Any]], language: Language
+) -> Iterator[Finding]:
     more = {(known["row"], known["image_id"]): known for known in pictures}
     for bad in rejected_samples.to_dict("records"):
         known = more.get((bad["row"], bad["image_id"]), {})
+        why = language("rejected_because", reason=language(f"reason_{bad['reason']}"), detail=bad["detail"])
         yield Finding(
             (known.get("source") or "", bad["row"]),
             str(bad["image_id"]),
             picture=known.get("picture"),
             listed=bad["reason"] == "excluded",
             is_listed=bad["reason"] == "excluded",
-            reasons=[("rejected", f"{bad['reason']}: {bad['detail']}")],
+            reasons=[("rejected", why)],
         )
 
 
@@ -223,28 +226,32 @@ def render_data_page(
     statistics: Mapping[str, Any],
     split_summary: Mapping[str, Any],
     settings: Parameters,
+    language: Language = ENGLISH,
 ) -> str:
     """The page, from `find_all`, `caption_statistics` and `split_summary`."""
     counts = Counter(facet for finding in found for facet in finding.facets.split())
-    lengths = [len(_answer(sample).split()) for sample in samples]
+    answers = [_answer(sample) for sample in samples]
+    unit = "characters" if choose_language("auto", answers).code == "zh" else "words"  # Chinese has no spaces
+    lengths = [len(text) if unit == "characters" else len(text.split()) for text in answers]
     return render_page(
         Path(__file__).parent,
         "data_page",
-        title=f"Data before training: {len(samples)} samples",
+        language,
+        title=language("data_title", samples=len(samples)),
         skip_to="rows",
         found=found[:MAX_CARDS],
         num_found=len(found),
         num_samples=len(samples),
         num_images=statistics["images"],
-        source=sentence(statistics["collection"]),
+        source=sentence(statistics["collection"], language),
         statistics=statistics,
         split=split_summary,
-        facets=[(facet, name, counts[facet]) for facet, name in KINDS.items() if counts[facet]],
-        kinds=KINDS,
+        facets=[(facet, language(f"kind_{facet}"), counts[facet]) for facet in KINDS if counts[facet]],
         shown_characters=_SHOWN_CHARACTERS,
         max_length=settings.max_length,
         num_long=counts["long"],
-        lengths=_bars(lengths),
+        lengths=_bars(lengths, unit, language),
+        length_unit=unit,
     )
 
 
@@ -258,8 +265,8 @@ class Bar:
     percent: int
 
 
-def _bars(lengths: Sequence[int]) -> list[Bar]:
-    """How many answers have how many words."""
+def _bars(lengths: Sequence[int], unit: str, language: Language) -> list[Bar]:
+    """How many answers have how many words, or characters."""
     if not lengths:
         return []
     edges = [round(edge) for edge in ticks(max(*lengths, _MOST_BARS), _MOST_BARS)]
@@ -269,7 +276,7 @@ def _bars(lengths: Sequence[int]) -> list[Bar]:
     return [
         Bar(
             str(edge),
-            f"{edge} to {edge + step - 1} words: {counts[place]}",
+            language("bar_label", low=edge, high=edge + step - 1, unit=language(unit), count=counts[place]),
             counts[place],
             round(100 * counts[place] / most),
         )

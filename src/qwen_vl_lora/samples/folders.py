@@ -219,9 +219,9 @@ def _refuse_folder(folder: Path, files: Sequence[Path]) -> None:
     inner = {path.parent for path in pictures} - {folder}
     if inner:
         raise DataFormatError(
-            f"{folder} has pictures in folders ({', '.join(sorted(path.name for path in inner)[:4])}) and no captions. "
-            "A folder's name is a class, not a caption. Write a table with image_path and caption, or a text beside "
-            "each picture (a.jpg and a.txt)."
+            f"{folder} has subfolders of pictures ({', '.join(sorted(path.name for path in inner)[:4])}), but no "
+            "captions. A folder's name is a class, not a caption. Write a table with image_path and caption, or a "
+            "text beside each picture (a.jpg and a.txt)."
         )
     raise DataFormatError(
         f"{folder} has pictures and no captions. Write a text beside each picture (a.jpg and a.txt), or a table with "

@@ -83,6 +83,11 @@ def choose_lettering(text: str, size: int) -> tuple[str, Font]:
     return text, fonts[best]
 
 
+def can_draw(text: str, size: int) -> bool:
+    """Whether one font has all characters of a text."""
+    return any(all(letter.isspace() or _draws(font, letter) for letter in text) for font in _fonts(size))
+
+
 def wrap_text(text: str, font: Font, width: int, max_lines: int) -> list[str]:
     """Break a text into lines no wider than `width` px: at line breaks and blanks, between Chinese characters, and
     inside overlong words.

@@ -61,7 +61,7 @@ class LoosePictures(ImageStore):
             return source
         data = source.read_bytes()
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise DataFormatError(f"The picture {source} changed while it was captioned. Run again.")
+            raise DataFormatError(f"The picture {source} changed while it was captioned. Repeat the command.")
         return data
 
 

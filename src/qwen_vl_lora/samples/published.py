@@ -172,7 +172,7 @@ def refuse_object(tree: Any, file: Path, forms: str) -> None:
             "as file_name."
         )
     if "annotations" in tree:
-        raise DataFormatError(f"{file} looks like a COCO file, but needs the lists `images` and `annotations`.")
+        raise DataFormatError(f"{file} looks like a COCO file; expected the lists `images` and `annotations`.")
     known = {"messages", "conversations", "conversation", "texts", "query", "instruction", "prompt", "question"}
     if not known & set(tree) and len(tree) > 0 and not any(isinstance(value, str) for value in tree.values()):
         raise DataFormatError(

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from qwen_vl_lora.pages.language import ENGLISH, Language
 from qwen_vl_lora.samples.image_stage import Picture
 from qwen_vl_lora.samples.records import Rejection, SourceSample, Turn
 
@@ -111,19 +112,22 @@ def _shared_pictures(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     ]
 
 
-def sentence(summary: Mapping[str, Any]) -> str:
-    """Summarize a collection in one sentence of counts, for the report."""
+def sentence(summary: Mapping[str, Any], language: Language = ENGLISH) -> str:
+    """Summarize a collection in one sentence of counts, for the pages."""
     rejected = sum(summary["rejected"].values())
     changed = sum(form["texts_changed"] for form in summary["forms"].values())
     suspicious = sum(found["samples"] for found in summary["suspicious"])
+    reasons, ignored = _counted(summary["rejected"]), len(summary["ignored_keys"])
     parts = [
-        f"{summary['samples']} samples of {summary['rows']} rows",
-        f"{rejected} rejected" + (f" ({_counted(summary['rejected'])})" if rejected else ""),
-        *([f"{changed} texts changed by cleaning"] if changed else []),
-        *([f"{len(summary['ignored_keys'])} keys not read"] if summary["ignored_keys"] else []),
-        *([f"{suspicious} suspicious samples"] if suspicious else []),
+        language("samples_of_rows", samples=summary["samples"], rows=summary["rows"]),
+        language("rejected_reasons", count=rejected, reasons=reasons)
+        if rejected
+        else language("rejected_count", count=0),
+        *([language("texts_changed", count=changed)] if changed else []),
+        *([language("keys_not_read", count=ignored)] if ignored else []),
+        *([language("suspicious_samples", count=suspicious)] if suspicious else []),
     ]
-    return "; ".join(parts)
+    return language.clauses(parts)
 
 
 def told(summary: Mapping[str, Any], rejected_file: str) -> list[str]:

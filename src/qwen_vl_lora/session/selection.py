@@ -64,7 +64,7 @@ def refuse_parallel_runner(runner: str) -> None:
     if "ParallelRunner" in runner:
         raise ParameterError(
             "--runner ParallelRunner is not supported: its processes call no hooks, so the run would have no record. "
-            "Use ThreadRunner, or omit --runner; launcher.nproc_per_node uses several GPUs."
+            "Use ThreadRunner, or omit --runner. To use several GPUs, set cluster.processes."
         )
 
 

@@ -23,6 +23,7 @@ from qwen_vl_lora.model.families import Family
 from qwen_vl_lora.model.lora import add_adapter, check_vision_is_untouched, trainable_parameters
 from qwen_vl_lora.model.model_card import write_adapter_card
 from qwen_vl_lora.model.parent import ParentAdapter
+from qwen_vl_lora.pages.language import choose_language
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.samples.prompts import TrainedPrompt
 from qwen_vl_lora.samples.records import Rejection
@@ -121,7 +122,8 @@ def train(
     directory = job_folder / "adapter"
     if here.is_first():
         stage_adapter(model, directory, record, weights)
-        write_adapter_card(directory, base_model)
+        answers = (record["conversations"][-1]["value"] for record in data.train.records)
+        write_adapter_card(directory, base_model, choose_language(settings.report.language, answers))
     return FittedAdapter(directory, log, summary, preview_batch(first, encoder.processor), encoded.left_out)
 
 

@@ -65,5 +65,8 @@ def build_data_page(
 ) -> str:
     """Show rejected, suspicious, doubled and long rows with their pictures, and what is left to train on."""
     summary = caption_statistics["collection"]
-    found = data_page.find_all(samples, images, rejected_samples, rejected_pictures, summary, split_summary, settings)
-    return data_page.render_data_page(found, samples, caption_statistics, split_summary, settings)
+    language = data_page.language_of_samples(settings.report.language, samples)
+    found = data_page.find_all(
+        samples, images, rejected_samples, rejected_pictures, summary, split_summary, settings, language
+    )
+    return data_page.render_data_page(found, samples, caption_statistics, split_summary, settings, language)

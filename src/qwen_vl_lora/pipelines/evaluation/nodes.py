@@ -47,19 +47,21 @@ def build_report(
     images: ImageStore,
     adapter: Adapter,
     caption_statistics: dict[str, Any],
+    settings: Parameters,
 ) -> tuple[str, Any, Any]:
     """The before/after page, a contact sheet of it, and the metrics as a plot."""
     from qwen_vl_lora.evaluation.facts import facts_of
+    from qwen_vl_lora.evaluation.predictions import language_of_references
     from qwen_vl_lora.evaluation.report import ReportRun, headline, render_report
-    from qwen_vl_lora.evaluation.sheets import draw_comparison_sheet, plot_metrics
+    from qwen_vl_lora.evaluation.sheets import draw_comparison_sheet, plot_metrics, sheet_language
 
     def open_image(path: str) -> Any:
         return images.open(images.by_path(path).sha256)
 
-    facts = facts_of(adapter, caption_metrics["num_images"], caption_statistics)
+    language = language_of_references(settings.report.language, predictions)
+    facts = facts_of(adapter, caption_metrics["num_images"], caption_statistics, language)
     run = ReportRun(facts, predictions, caption_scores, caption_metrics)
-    page = render_report([run], open_image)
-    sheet = draw_comparison_sheet(
-        predictions, caption_scores, open_image, f"{facts.name} {facts.created}: {headline(run)}"
-    )
+    page, of_sheet = render_report([run], open_image, language), sheet_language(language)
+    title = f"{facts.name} {facts.created}: {headline(run, language=of_sheet)}"
+    sheet = draw_comparison_sheet(predictions, caption_scores, open_image, title, of_sheet)
     return page, sheet, plot_metrics(caption_metrics)

@@ -32,7 +32,15 @@ def create_pipeline() -> Pipeline:
             ),
             described_node(
                 build_report,
-                inputs=["predictions", "caption_metrics", "caption_scores", "images", "adapter", "caption_statistics"],
+                inputs=[
+                    "predictions",
+                    "caption_metrics",
+                    "caption_scores",
+                    "images",
+                    "adapter",
+                    "caption_statistics",
+                    "params:settings",
+                ],
                 outputs=["comparison_report", "comparison_sheet", "metrics_plot"],
             ),
         ],

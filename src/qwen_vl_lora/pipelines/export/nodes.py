@@ -27,6 +27,7 @@ def merge_adapter(
     from qwen_vl_lora.evaluation.probing import LogitsProbe
     from qwen_vl_lora.model import merging
     from qwen_vl_lora.model.model_card import model_card
+    from qwen_vl_lora.pages.language import choose_language
     from qwen_vl_lora.samples.conversations import Conversations
 
     record = adapter.record
@@ -37,6 +38,8 @@ def merge_adapter(
     check = merging.merge_adapter(
         base_model, adapter, directory, settings.export, choose_device(settings.device), probe
     )
-    card = model_card(base_model, record, caption_metrics, check)
+    answers = (conversation["conversations"][-1]["value"] for conversation in test_conversations)
+    language = choose_language(settings.report.language, answers)
+    card = model_card(base_model, record, caption_metrics, check, language)
     (directory / "README.md").write_text(card, encoding="utf-8")
     return directory
