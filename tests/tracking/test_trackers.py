@@ -143,6 +143,9 @@ class Noted(Tracker):
         self.texts = [text for _, text in shown]
         self._note("pictures")
 
+    def adapter(self, directory):
+        self._note("adapter")
+
     def end(self, outcome, error, outline):
         self._note("end")
 
@@ -150,12 +153,13 @@ class Noted(Tracker):
         self._note("drop")
 
 
-CALLS = ["start", "open", "row", "pictures", "row", "end"]
+CALLS = ["start", "open", "row", "adapter", "pictures", "row", "end"]
 
 
 def whole_run(*trackers):
     tracked = TrackedRun(trackers)
     tracked.log_row(row(1, 0.5))
+    tracked.log_adapter(Path("adapter"))
     tracked.log_evaluation(METRICS, pictures)
     tracked.end("finished")
 
@@ -198,7 +202,11 @@ def test_no_other_room_names_a_tracker():
     allowed = {Path("parameters.py")}
     assert [path for path in paths if path.parts[0] != "tracking"] == sorted(allowed)
     assert {path.name for path in paths if path.parts[0] == "tracking"} == {
+        "boards.py",
         "choice.py",
+        "mlflow.py",
+        "mlflow_writer.py",
         "swanlab.py",
         "swanlab_writer.py",
+        "tensorboard.py",
     }
