@@ -170,13 +170,16 @@ def test_what_a_server_misses_while_it_is_away_is_sent_when_it_is_back(make_trac
 @needs_mlflow
 @pytest.mark.slow
 def test_an_adapter_that_cannot_be_sent_in_time_is_named_with_the_command(make_tracker, door, tmp_path, caplog):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").symlink_to("a file that is lost")
     tracker = make_tracker(door.address)
     train(tracker)
-    tracker.log_adapter(tmp_path / "not there")
+    tracker.log_adapter(adapter)
     end(tracker)
     (said,) = warnings(caplog)
     assert f"MLFLOW_TRACKING_URI={door.address} mlflow artifacts log-artifacts --run-id " in said
-    assert "--artifact-path adapter --local-dir not there" in said
+    assert "--artifact-path adapter --local-dir adapter" in said
 
 
 PROCESS = """

@@ -63,14 +63,16 @@ def fail():
     raise ParameterError("r is 0, and the password=hunter2222")
 
 
-def run(tree, project, *nodes):
+def run(tree, project, *nodes, **written):
     """A small run that Kedro's own runner makes, around it the project's hooks."""
-    begin_run("now").facts["parameters"] = {"lora": {"r": 8}, "api_key": "Secret-12345"}
+    begun = begin_run("now")
+    begun.facts["parameters"] = {"lora": {"r": 8}, "api_key": "Secret-12345"}
+    begun.written |= written
     named = pipeline(nodes)
     manager = _create_hook_manager()
     manager.register(hooks.TrackingHooks())
     loader = {"parameters": tree, "globals": {"recipe": "tiny"}}
-    manager.hook.after_context_created(context=SimpleNamespace(config_loader=loader, project_path=project))
+    manager.hook.after_context_created(context=SimpleNamespace(config_loader=loader, project_path=project, env=None))
     about = {"run_params": {}, "pipeline": named, "catalog": DataCatalog()}
     manager.hook.before_pipeline_run(**about)
     try:
@@ -144,6 +146,7 @@ class Noted(Tracker):
         self._note("pictures")
 
     def adapter(self, directory):
+        self.directory = directory
         self._note("adapter")
 
     def end(self, outcome, error, outline):
@@ -181,6 +184,15 @@ def test_every_tracker_sees_all_pictures_and_the_same_identity():
     whole_run(one, two)
     assert one.texts == two.texts == [text for _, text in pictures()]
     assert one.identity == two.identity
+
+
+def test_the_adapter_is_passed_on_as_soon_as_it_is_saved(monkeypatch, tree, tmp_path):
+    tracker = Noted("Noted")
+    monkeypatch.setattr(hooks, "choose_trackers", lambda *arguments: [tracker])
+    saved = node(lambda log: "a", "training_log", "adapter", name="save")
+    run(tree, tmp_path, TRAINING, saved, adapter={"path": "data/06_models/tiny/adapter/now/adapter"})
+    assert tracker.directory == tmp_path / "data/06_models/tiny/adapter/now/adapter"
+    assert tracker.calls == ["start", "open", "row", "row", "adapter", "end"]
 
 
 def test_without_rows_a_tracker_is_dropped_and_never_opened():

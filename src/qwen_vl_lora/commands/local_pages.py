@@ -54,7 +54,7 @@ class LocalPages:
 
 
 class LocalWsgiPages:
-    """The same before a WSGI application that only reads, some of it by POST: TensorBoard."""
+    """The same before a WSGI application that only reads, some of it by POST."""
 
     def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
         self._application = application

@@ -27,8 +27,8 @@ NEWEST = 50
 def watch(recipe: str | None, port: int, browser: bool) -> None:
     """Show curves, metrics and pictures of the runs of a recipe in the browser, without an account.
 
-    Takes SwanLab's board if it is installed, else TensorBoard. Runs that were not recorded for it are put on it first,
-    from what they have stored. The page is for this machine's own browser, and it changes nothing.
+    Takes the board that is installed; without one, the message says what to install. Runs that it does not have are
+    put on it first, from what they have stored. The page is for this machine's own browser, and it changes nothing.
     """
     project = project_folder()
     known = set(recipes(project))
