@@ -6,18 +6,20 @@ import inspect
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import yaml
-from kedro.framework.hooks.manager import _create_hook_manager
+from kedro.framework.hooks.manager import _create_hook_manager, _register_hooks_entry_points
 from kedro.io import DataCatalog
 from kedro.pipeline import node, pipeline
 from kedro.runner import SequentialRunner
 
 from docs.blocks import PROJECT, shown_under
+from qwen_vl_lora import settings as project_settings
 from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.parameters import validate_parameters
 from qwen_vl_lora.runs.run import begin_run, end_run
@@ -206,6 +208,28 @@ def test_without_rows_a_tracker_is_dropped_and_never_opened():
 def test_a_disabled_tracker_is_not_made(tree, tmp_path):
     assert choice.choose_trackers(validate_parameters(tree), tmp_path, "tiny") == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("plugin", "is_called"), [("kedro_mlflow", False), ("kedro-mlflow", False), ("another", True)])
+def test_the_hooks_of_a_plugin_that_would_send_secrets_are_not_called(monkeypatch, tmp_path, plugin, is_called):
+    """`kedro-mlflow` sends all parameters unmasked, and stops a run whose server is away."""
+    (tmp_path / "planted_plugin.py").write_text(
+        "from kedro.framework.hooks import hook_impl\n\n\nclass Hooks:\n    @hook_impl\n"
+        "    def after_context_created(self, context):\n        context.append('called')\n\n\nhooks = Hooks()\n"
+    )
+    about = tmp_path / f"{plugin.replace('-', '_')}-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {plugin}\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[kedro.hooks]\nplanted = planted_plugin:hooks\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    manager = _create_hook_manager()
+    _register_hooks_entry_points(manager, project_settings.DISABLE_HOOKS_FOR_PLUGINS)
+    said: list[str] = []
+    for called in manager.hook.after_context_created.get_hookimpls():
+        if called.plugin_name == "planted":
+            called.function(context=said)
+    del sys.modules["planted_plugin"]
+    assert said == (["called"] if is_called else [])
 
 
 def test_no_other_room_names_a_tracker():

@@ -21,7 +21,7 @@ OPENINGS: Mapping[str, Callable[[Any], bool]] = {
 }
 """Parameter → whether a value of it sends data off this machine. A foreign configuration needs `--trust` for it."""
 
-PLUGINS = ("kedro-mlflow",)
+PLUGINS = ("kedro_mlflow", "kedro-mlflow")
 """Kedro plugins whose hooks are not called: this one sends every parameter unmasked, and a server that is away stops
 the run. The tracker reads its `mlflow.yml`."""
 
