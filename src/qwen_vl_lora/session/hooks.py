@@ -194,8 +194,10 @@ class TrackingHooks:
     @hook_impl(trylast=True)  # the recorder knows by then where it is
     def after_dataset_saved(self, dataset_name: str) -> None:
         tracker, run = current_tracker(), current_run()
-        if dataset_name == "adapter" and tracker is not None and run is not None and self._context is not None:
-            tracker.log_adapter(self._context.project_path / run.written["adapter"]["path"])
+        if dataset_name != "adapter" or tracker is None or run is None or self._context is None:
+            return
+        if path := run.written.get(dataset_name, {}).get("path"):
+            tracker.log_adapter(self._context.project_path / path)
 
     @hook_impl
     def after_node_run(self, inputs: dict[str, Any]) -> None:

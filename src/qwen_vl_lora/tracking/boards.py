@@ -105,8 +105,9 @@ class TensorBoardBoard(Board):
         board = program.TensorBoard(server_class=GuardedServer)
         # load_fast would start a second server, without a guard.
         board.configure(("",), logdir=str(self._folder), host=host, port=port, load_fast="false", reload_interval=5.0)
-        if board.main() != 0:
+        if board.main() != 0:  # it has said why
             raise SystemExit(1)
+        raise KeyboardInterrupt  # which its server takes for its own end
 
 
 def choose_board(logs: Path, recipe: str) -> Board:
