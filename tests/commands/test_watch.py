@@ -17,6 +17,7 @@ from command_line import call, environment, make_project
 from finished_project import finished_project
 from qwen_vl_lora.exceptions import MissingArtifactError
 from qwen_vl_lora.tracking.boards import SwanLabBoard, TensorBoardBoard, choose_board
+from tracking.runs import wait_for
 
 needs_tensorboard = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None or importlib.util.find_spec("swanboard") is not None,
@@ -46,6 +47,7 @@ def test_a_finished_default_run_is_on_the_board_under_its_id_and_only_this_machi
         assert f"TensorBoard, recipe tiny, 1 stored runs added: {address}/" in said
         _wait_until_it_listens(port, server)
         (run,) = (project / "data/08_reporting/tiny/runs").glob("2*")
+        wait_for(lambda: run.name in (tags := json.loads(ask(f"{address}/data/plugin/images/tags"))) and tags[run.name])
         assert json.loads(ask(f"{address}/data/runs")) == [run.name]
         (log,) = (project / "data/08_reporting/tiny/training_log.csv").glob("*/training_log.csv")
         rows = pd.read_csv(log).dropna(subset=["loss"])
@@ -54,8 +56,7 @@ def test_a_finished_default_run_is_on_the_board_under_its_id_and_only_this_machi
         assert [(step, value) for _, step, value in curve] == [
             (row.step, pytest.approx(row.loss, rel=1e-6)) for row in rows.itertuples()
         ]
-        tags = json.loads(ask(f"{address}/data/plugin/images/tags"))[run.name]
-        assert len(tags) == 8
+        assert len(json.loads(ask(f"{address}/data/plugin/images/tags"))[run.name]) == 8
         assert json.loads(ask(f"{address}/data/plugin/hparams/experiment", b"{}"))["hparamInfos"]
         for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}):
             with pytest.raises(urllib.error.HTTPError, match="403"):
@@ -68,8 +69,6 @@ def test_a_finished_default_run_is_on_the_board_under_its_id_and_only_this_machi
 
 
 def _wait_until_it_listens(port, server):
-    from tracking.runs import wait_for
-
     def listens():
         assert server.poll() is None
         with socket.socket() as probe:
