@@ -257,9 +257,31 @@ class SwanLabParameters(ParameterGroup):
         description="only online, and auto if SWANLAB_API_KEY is set, send data off the machine"
     )
     project: str = Field(pattern=r"^[0-9a-zA-Z_\-+.]{1,100}$", description="letters, digits and _ - + .")
-    experiment_name: str = Field(min_length=1, max_length=512)
+    experiment_name: str | None = Field(min_length=1, max_length=512, description="null is the id of the run")
     workspace: str | None = Field(pattern=r"^[0-9a-zA-Z_\-]{1,25}$", description="null is the workspace of the key")
     prediction_images: NonNegativeInt = Field(le=50, description="held-out pictures in the chart Prediction")
+
+
+# Runs older than these two blocks lack them; their defaults, those of parameters.yml, let such runs be replayed.
+class MLflowParameters(ParameterGroup):
+    """MLflow's settings. A user name, password or token is not a parameter: see MLFLOW_TRACKING_TOKEN."""
+
+    tracking_uri: str | None = Field(
+        default=None, min_length=1, description="server; null takes conf/*/mlflow.yml, then MLFLOW_TRACKING_URI"
+    )
+    experiment: str | None = Field(
+        default=None, min_length=1, max_length=500, description="null takes conf/*/mlflow.yml, then qwen-vl-lora"
+    )
+    prediction_images: NonNegativeInt = Field(default=8, le=50, description="held-out pictures that are sent")
+
+
+class TensorBoardParameters(ParameterGroup):
+    """TensorBoard's settings."""
+
+    prediction_images: NonNegativeInt = Field(default=8, le=50, description="held-out pictures that are stored")
+
+
+TrackerName = Literal["swanlab", "mlflow", "tensorboard"]
 
 
 class InferenceParameters(ParameterGroup):
@@ -337,7 +359,10 @@ class Parameters(ParameterGroup):
     generation: GenerationParameters
     scoring: ScoringParameters
     report: ReportParameters = ReportParameters(language="auto")  # for runs that were stored before the key existed
+    trackers: list[TrackerName] = Field(default=["swanlab"], description="where a run is shown; [] is nowhere")
     swanlab: SwanLabParameters
+    mlflow: MLflowParameters = MLflowParameters()
+    tensorboard: TensorBoardParameters = TensorBoardParameters()
     inference: InferenceParameters
     export: ExportParameters
 
@@ -373,6 +398,13 @@ class Parameters(ParameterGroup):
                 f"{_OTHER_ACCELERATORS[kind]}. Give cuda (NVIDIA, or AMD with a ROCm build of torch) or cpu"
             )
         return device
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _trackers_are_a_list_of_different_names(cls, value: Any) -> Any:
+        if not isinstance(value, list) or len(value) != len(set(map(str, value))):
+            raise ValueError(f"expected a list of different names, such as [swanlab, mlflow]; got {value!r}")
+        return value
 
     @model_validator(mode="after")
     def _attention_can_do_what_is_asked(self) -> Self:

@@ -8,6 +8,7 @@ from kedro.config import OmegaConfigLoader
 from qwen_vl_lora.cluster.here import forget_other_launchers
 from qwen_vl_lora.session.given_parameters import hide_templates, show_templates
 from qwen_vl_lora.session.hooks import LineageHooks, ProjectHooks, TrackingHooks
+from qwen_vl_lora.tracking.choice import PLUGINS
 
 forget_other_launchers()
 
@@ -15,6 +16,7 @@ forget_other_launchers()
 # Read when torch is imported, which is after this.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+DISABLE_HOOKS_FOR_PLUGINS = PLUGINS
 HOOKS = (ProjectHooks(), LineageHooks(), TrackingHooks())
 
 

@@ -11,7 +11,7 @@ _OWN_UPLOAD = "set by the project: the adapter stays in the catalog; upload the 
 _OWN_LOGGING = "set by the project: log levels are those of Kedro's logging configuration (KEDRO_LOGGING_CONFIG)"
 _NOT_COMPILED = "not supported: results and exact resume were never checked on compiled models; remove it"
 _NO_OTHER_KERNELS = "not supported: results were never checked with other kernels; remove it"
-_USE_TRACKER = "use a tracker's block of parameters.yml"
+_USE_TRACKER = "use `trackers` of parameters.yml"
 
 REFUSED_TRAINING_NAMES = {
     "output_dir": "set by the project: checkpoints are in the recipe's workspace",

@@ -9,6 +9,9 @@ from qwen_vl_lora.exceptions import TrainingError
 from qwen_vl_lora.tracking.tracker import current_tracker
 from qwen_vl_lora.training.loop import TrainingLoop
 from tracking.cloud import KEY, Cloud
+from tracking.mlflow_server import MLflowServer
+from tracking.test_mlflow import needs_mlflow
+from tracking.test_tensorboard import needs_tensorboard, read
 
 
 @pytest.fixture
@@ -62,6 +65,33 @@ def test_training_and_evaluation_of_one_run_are_one_swanlab_run(run, newest, clo
     assert shown.config["parameters.lora.target_modules"] == record["lora"]["target_modules"]
     assert shown.config["parameters.training_args.learning_rate"] == record["training_args"]["learning_rate"]
     assert shown.state == "FINISHED"
+
+
+@needs_mlflow
+@needs_tensorboard
+@pytest.mark.slow
+def test_one_run_is_in_all_trackers_under_its_id_and_mlflow_has_its_adapter(
+    run, newest, project, cloud, tmp_path_factory
+):
+    run("data_engineering")
+    server = MLflowServer(tmp_path_factory.mktemp("mlflow"))
+    try:
+        every = ["swanlab", "mlflow", "tensorboard"]
+        run("training", "evaluation", trackers=every, mlflow={"tracking_uri": server.address})
+        (shown,) = server.runs("qwen-vl-lora")
+        record = json.loads((newest("06_models/tiny/adapter") / "adapter_record.json").read_text())
+        assert shown["info"]["run_name"] == record["run"]["id"]
+        weights = newest("06_models/tiny/adapter") / "adapter_model.safetensors"
+        assert server.read(shown, "adapter/adapter_model.safetensors") == weights.read_bytes()
+        seen = read(project / "logs" / "tensorboard" / "tiny" / record["run"]["id"])
+        for column, curve in {"loss": "train/loss", "validation_loss": "validation/loss"}.items():
+            expected = list(logged(newest, column).items())
+            assert server.curve(shown, curve) == [(step, pytest.approx(value)) for step, value in expected]
+            points = [(point.step, point.value) for point in seen.Scalars(curve)]
+            assert points == [(step, pytest.approx(value, rel=1e-6)) for step, value in expected]
+            assert cloud.run.curve(curve) == pytest.approx(dict(expected))
+    finally:
+        server.close()
 
 
 def test_a_training_that_goes_on_goes_on_in_its_swanlab_run(run, newest, cloud, monkeypatch):

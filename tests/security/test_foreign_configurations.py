@@ -313,6 +313,8 @@ OPENINGS = {
     "image.allowed_roots": ["/"],
     "swanlab.mode": "online",
     "swanlab.workspace": "somebody",
+    "mlflow.tracking_uri": "https://evil.example",
+    "mlflow.experiment": "somebody's",
     "cluster.address": "10.0.0.1:6379",
 }
 
@@ -380,6 +382,11 @@ def test_swanlabs_cloud_needs_a_word_where_the_environment_holds_a_key(project, 
     check(project, folder)
     monkeypatch.setenv("SWANLAB_API_KEY", "x" * 20)
     assert "swanlab.mode: auto" in refused(project, folder)
+
+
+def test_a_tracker_on_a_server_needs_a_word(project, stranger):
+    check(project, stranger(parameters={"trackers": ["tensorboard"]}))
+    assert "trackers: ['mlflow']" in refused(project, stranger(parameters={"trackers": ["swanlab", "mlflow"]}))
 
 
 def test_code_and_hosts_of_a_hub_and_another_base_of_it_need_a_word(project, stranger):

@@ -68,5 +68,5 @@ def test_own_captions_stay_on_the_machine_whatever_the_environment_holds(monkeyp
     merged = {}
     for name in ("base", env):
         file = Path(__file__).parents[2] / "conf" / name / "parameters.yml"
-        merged |= yaml.safe_load(file.read_text(encoding="utf-8"))["swanlab"]
+        merged |= yaml.safe_load(file.read_text(encoding="utf-8")).get("swanlab", {})
     assert resolve_mode(SwanLabParameters.model_validate(merged).mode) == "offline"

@@ -6,18 +6,20 @@ import inspect
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import yaml
-from kedro.framework.hooks.manager import _create_hook_manager
+from kedro.framework.hooks.manager import _create_hook_manager, _register_hooks_entry_points
 from kedro.io import DataCatalog
 from kedro.pipeline import node, pipeline
 from kedro.runner import SequentialRunner
 
 from docs.blocks import PROJECT, shown_under
+from qwen_vl_lora import settings as project_settings
 from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.parameters import validate_parameters
 from qwen_vl_lora.runs.run import begin_run, end_run
@@ -63,14 +65,16 @@ def fail():
     raise ParameterError("r is 0, and the password=hunter2222")
 
 
-def run(tree, project, *nodes):
+def run(tree, project, *nodes, **written):
     """A small run that Kedro's own runner makes, around it the project's hooks."""
-    begin_run("now").facts["parameters"] = {"lora": {"r": 8}, "api_key": "Secret-12345"}
+    begun = begin_run("now")
+    begun.facts["parameters"] = {"lora": {"r": 8}, "api_key": "Secret-12345"}
+    begun.written |= written
     named = pipeline(nodes)
     manager = _create_hook_manager()
     manager.register(hooks.TrackingHooks())
     loader = {"parameters": tree, "globals": {"recipe": "tiny"}}
-    manager.hook.after_context_created(context=SimpleNamespace(config_loader=loader, project_path=project))
+    manager.hook.after_context_created(context=SimpleNamespace(config_loader=loader, project_path=project, env=None))
     about = {"run_params": {}, "pipeline": named, "catalog": DataCatalog()}
     manager.hook.before_pipeline_run(**about)
     try:
@@ -143,6 +147,10 @@ class Noted(Tracker):
         self.texts = [text for _, text in shown]
         self._note("pictures")
 
+    def adapter(self, directory):
+        self.directory = directory
+        self._note("adapter")
+
     def end(self, outcome, error, outline):
         self._note("end")
 
@@ -150,12 +158,13 @@ class Noted(Tracker):
         self._note("drop")
 
 
-CALLS = ["start", "open", "row", "pictures", "row", "end"]
+CALLS = ["start", "open", "row", "adapter", "pictures", "row", "end"]
 
 
 def whole_run(*trackers):
     tracked = TrackedRun(trackers)
     tracked.log_row(row(1, 0.5))
+    tracked.log_adapter(Path("adapter"))
     tracked.log_evaluation(METRICS, pictures)
     tracked.end("finished")
 
@@ -179,6 +188,15 @@ def test_every_tracker_sees_all_pictures_and_the_same_identity():
     assert one.identity == two.identity
 
 
+def test_the_adapter_is_passed_on_as_soon_as_it_is_saved(monkeypatch, tree, tmp_path):
+    tracker = Noted("Noted")
+    monkeypatch.setattr(hooks, "choose_trackers", lambda *arguments: [tracker])
+    saved = node(lambda log: "a", "training_log", "adapter", name="save")
+    run(tree, tmp_path, TRAINING, saved, adapter={"path": "data/06_models/tiny/adapter/now/adapter"})
+    assert tracker.directory == tmp_path / "data/06_models/tiny/adapter/now/adapter"
+    assert tracker.calls == ["start", "open", "row", "row", "adapter", "end"]
+
+
 def test_without_rows_a_tracker_is_dropped_and_never_opened():
     tracker = Noted("Noted")
     tracked = TrackedRun([tracker])
@@ -192,13 +210,39 @@ def test_a_disabled_tracker_is_not_made(tree, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("plugin", "is_called"), [("kedro_mlflow", False), ("kedro-mlflow", False), ("another", True)])
+def test_the_hooks_of_a_plugin_that_would_send_secrets_are_not_called(monkeypatch, tmp_path, plugin, is_called):
+    """`kedro-mlflow` sends all parameters unmasked, and stops a run whose server is away."""
+    (tmp_path / "planted_plugin.py").write_text(
+        "from kedro.framework.hooks import hook_impl\n\n\nclass Hooks:\n    @hook_impl\n"
+        "    def after_context_created(self, context):\n        context.append('called')\n\n\nhooks = Hooks()\n"
+    )
+    about = tmp_path / f"{plugin.replace('-', '_')}-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {plugin}\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[kedro.hooks]\nplanted = planted_plugin:hooks\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    manager = _create_hook_manager()
+    _register_hooks_entry_points(manager, project_settings.DISABLE_HOOKS_FOR_PLUGINS)
+    said: list[str] = []
+    for called in manager.hook.after_context_created.get_hookimpls():
+        if called.plugin_name == "planted":
+            called.function(context=said)
+    del sys.modules["planted_plugin"]
+    assert said == (["called"] if is_called else [])
+
+
 def test_no_other_room_names_a_tracker():
     named = re.compile("swanlab|mlflow|tensorboard|wandb", re.IGNORECASE)
     paths = [path.relative_to(SOURCE) for path in SOURCE.rglob("*.py") if named.search(path.read_text("utf-8"))]
     allowed = {Path("parameters.py")}
     assert [path for path in paths if path.parts[0] != "tracking"] == sorted(allowed)
     assert {path.name for path in paths if path.parts[0] == "tracking"} == {
+        "boards.py",
         "choice.py",
+        "mlflow.py",
+        "mlflow_writer.py",
         "swanlab.py",
         "swanlab_writer.py",
+        "tensorboard.py",
     }

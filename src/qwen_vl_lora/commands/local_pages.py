@@ -7,7 +7,8 @@ loopback host, come from no other page, and change nothing.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -50,6 +51,24 @@ class LocalPages:
             await send({"type": "http.response.body", "body": f"{reason}\n".encode()})
         else:
             await self._application(scope, receive, _with_headers(send))
+
+
+class LocalWsgiPages:
+    """The same before a WSGI application that only reads, some of it by POST."""
+
+    def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
+        self._application = application
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        names = {"HTTP_HOST": b"host", "HTTP_ORIGIN": b"origin"}
+        headers = [(name, environ[key].encode("latin-1")) for key, name in names.items() if key in environ]
+        method = "GET" if environ["REQUEST_METHOD"] == "POST" else environ["REQUEST_METHOD"]
+        refusal = refusal_of(method, environ["PATH_INFO"], headers)
+        if refusal is None:
+            return self._application(environ, start_response)
+        status, reason = refusal
+        start_response(f"{status} {HTTPStatus(status).phrase}", [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{reason}\n".encode()]
 
 
 def refusal_of(method: str, path: str, headers: list[tuple[bytes, bytes]]) -> tuple[int, str] | None:

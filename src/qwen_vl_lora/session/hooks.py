@@ -11,6 +11,7 @@ from typing import Any
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
+from kedro.framework.project import settings
 from kedro.io import CatalogProtocol, DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
@@ -22,7 +23,7 @@ from qwen_vl_lora.parameters import Parameters, validate_parameters
 from qwen_vl_lora.pipelines.described import sentence_of
 from qwen_vl_lora.runs.artifacts import relative
 from qwen_vl_lora.runs.record_schema import Outcome
-from qwen_vl_lora.runs.run import RunInterruptedError
+from qwen_vl_lora.runs.run import RunInterruptedError, current_run
 from qwen_vl_lora.session.configuration import check_configuration
 from qwen_vl_lora.session.console import expected_error
 from qwen_vl_lora.session.preflight import check_run
@@ -31,7 +32,14 @@ from qwen_vl_lora.session.results import tell_results
 from qwen_vl_lora.session.selection import refuse_parallel_runner
 from qwen_vl_lora.session.sound_settings import check_settings, stated_keys
 from qwen_vl_lora.tracking.choice import choose_trackers
-from qwen_vl_lora.tracking.tracker import Picture, Tracker, begin_tracking, current_tracker, end_tracking
+from qwen_vl_lora.tracking.tracker import (
+    Picture,
+    Tracker,
+    begin_tracking,
+    current_tracker,
+    end_tracking,
+    picture_text,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -173,13 +181,23 @@ class TrackingHooks:
         if self._context is not None and pipeline.all_outputs() & {"training_log", "caption_metrics"}:
             parameters = dict(self._context.config_loader["parameters"])
             recipe, logs = shared_settings(self._context, parameters)["recipe"], self._context.project_path / "logs"
-            self._chosen = choose_trackers(validate_parameters(parameters), logs, recipe)
+            conf = self._context.project_path / settings.CONF_SOURCE
+            own = [conf / env for env in ("base", self._context.env or "local")]
+            self._chosen = choose_trackers(validate_parameters(parameters), logs, recipe, own)
 
     @hook_impl
     def before_node_run(self) -> None:
         chosen, self._chosen = self._chosen, []
         if chosen:
             begin_tracking(chosen)
+
+    @hook_impl(trylast=True)  # the recorder knows by then where it is
+    def after_dataset_saved(self, dataset_name: str) -> None:
+        tracker, run = current_tracker(), current_run()
+        if dataset_name != "adapter" or tracker is None or run is None or self._context is None:
+            return
+        if path := run.written.get(dataset_name, {}).get("path"):
+            tracker.log_adapter(self._context.project_path / path)
 
     @hook_impl
     def after_node_run(self, inputs: dict[str, Any]) -> None:
@@ -203,5 +221,5 @@ def _predicted_pictures(predictions: Any, images: Any) -> Iterator[Picture]:
     """Held-out images, each with the captions of both models and a reference."""
     for row in predictions.itertuples():
         references = json.loads(row.references)
-        text = f"tuned: {row.tuned_caption}\nbase: {row.base_caption}\nreference: {references[0]}"
+        text = picture_text(row.tuned_caption, row.base_caption, references[0])
         yield images.open(images.by_path(row.image_path).sha256), text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import select
@@ -22,7 +24,7 @@ class WriterProcess:
         program: its file; it reads and writes messages of one JSON line.
 
     Attributes:
-        answer: its last message, or None.
+        answers: its messages.
     """
 
     def __init__(self, program: Path, folder: Path, environment: Mapping[str, str]) -> None:
@@ -44,7 +46,12 @@ class WriterProcess:
         self._unsent = bytearray()
         self._heard = bytearray()
         self._is_silent = False
-        self.answer: dict[str, Any] | None = None
+        self.answers: list[dict[str, Any]] = []
+
+    @property
+    def answer(self) -> dict[str, Any] | None:
+        """Its last message, or None."""
+        return self.answers[-1] if self.answers else None
 
     def tell(self, message: Mapping[str, Any]) -> None:
         """Send a message as soon as the writer accepts it."""
@@ -66,8 +73,7 @@ class WriterProcess:
         self._is_silent = not said
         *lines, rest = (bytes(self._heard) + said).split(b"\n")
         self._heard = bytearray(rest)
-        if lines:
-            self.answer = json.loads(lines[-1])
+        self.answers += map(json.loads, lines)
 
     def _send(self) -> None:
         try:
@@ -96,3 +102,10 @@ class WriterProcess:
         while not self._is_silent:
             self._hear()
         self._out_of.close()
+
+
+def png_of(image: Any) -> str:
+    """A picture as text of a message: a PNG in base64."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
-import io
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -18,7 +16,7 @@ from qwen_vl_lora.runs.artifacts import relative
 from qwen_vl_lora.runs.masking import mask_text
 from qwen_vl_lora.runs.record_schema import Outcome
 from qwen_vl_lora.tracking import swanlab_writer
-from qwen_vl_lora.tracking.process import WriterProcess
+from qwen_vl_lora.tracking.process import WriterProcess, png_of
 from qwen_vl_lora.tracking.tracker import Picture, Tracker
 
 logger = logging.getLogger(__name__)
@@ -67,7 +65,7 @@ class SwanLabTracker(Tracker):
             "log_dir": str(self._folder),
             "project": self._settings.project,
             "workspace": self._settings.workspace,
-            "experiment_name": mask_text(self._settings.experiment_name),
+            "experiment_name": mask_text(self._settings.experiment_name or str(outline.get("run", identity))),
             "id": identity,
             "config": outline,
         }
@@ -79,7 +77,7 @@ class SwanLabTracker(Tracker):
 
     def pictures(self, shown: Iterator[Picture], step: int) -> None:
         taken = islice(shown, self._settings.prediction_images)
-        if chart := [{"png": _png(image), "caption": text} for image, text in taken]:
+        if chart := [{"png": png_of(image), "caption": text} for image, text in taken]:
             self._tell({"pictures": {CHART: chart}, "step": step})
 
     def end(self, outcome: Outcome, error: str | None, outline: Mapping[str, Any]) -> None:
@@ -181,9 +179,3 @@ def ignored_variables(environment: Mapping[str, str]) -> list[str]:
     """SwanLab's variables whose settings `parameters.yml` has here."""
     known = (*_OF_THE_CLOUD, *_BESIDE_A_RUN)
     return sorted(name for name in environment if name.startswith("SWANLAB_") and not name.startswith(known))
-
-
-def _png(image: Any) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()

@@ -12,12 +12,13 @@ import json
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from qwen_vl_lora.runs.comparison import flatten
 from qwen_vl_lora.runs.masking import mask_text, mask_tree
 from qwen_vl_lora.runs.record_schema import Outcome
-from qwen_vl_lora.runs.run import current_run
+from qwen_vl_lora.runs.run import Run, current_run
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,9 @@ _CURVES = {
     "samples_per_second": "train/samples_per_second",
     "epoch": "train/epoch",
 }
+
+MEASURED = ("evaluation/tuned/CIDEr", "evaluation/base/CIDEr", "validation/loss", "train/loss")
+"""Values by which runs are compared."""
 
 
 class Tracker(Protocol):
@@ -66,14 +70,20 @@ class Tracker(Protocol):
     def pictures(self, shown: Iterator[Picture], step: int) -> None:
         """Held-out pictures (RGB, at most 256 px a side) with the captions of both models. Take as many as you show."""
 
+    def adapter(self, directory: Path) -> None:
+        """The adapter has been saved. A copy of it is to be made without waiting for it."""
+        return
+
     def end(self, outcome: Outcome, error: str | None, outline: Mapping[str, Any]) -> None:
         """The run has ended; `outline` now describes all of it. `current_run()`, unless None, has the paths."""
 
     def start(self) -> None:
         """The first node is about to run: prepare what takes a second. `open` may never follow."""
+        return
 
     def drop(self) -> None:
         """Free what `start` took, without waiting: a call failed, or the run ended before `open`."""
+        return
 
 
 class TrackedRun:
@@ -81,10 +91,12 @@ class TrackedRun:
 
     Args:
         trackers: started here.
+        run: the run, if it is not the current one.
     """
 
-    def __init__(self, trackers: Iterable[Tracker]) -> None:
+    def __init__(self, trackers: Iterable[Tracker], run: Run | None = None) -> None:
         self._trackers = list(trackers)
+        self._run = run
         self._is_open = False
         self._step = 0
         atexit.register(self.end, "interrupted", "The process ended before the run did.")
@@ -92,10 +104,15 @@ class TrackedRun:
 
     def log_row(self, row: Mapping[str, Any]) -> None:
         """Pass on a row of `training_log`. A resumed training passes its earlier rows first."""
-        self._open(_identity(row))
+        self._open(row)
         self._step = max(self._step, row["step"])
         values = {curve: row[name] for name, curve in _CURVES.items() if name in row}
         self._tell(lambda tracker: tracker.row(values, row["step"]))
+
+    def log_adapter(self, directory: Path) -> None:
+        """Pass on where the adapter of this run is."""
+        self._open({})
+        self._tell(lambda tracker: tracker.adapter(directory))
 
     def log_evaluation(self, metrics: Mapping[str, Any], pictures: Callable[[], Iterable[Picture]]) -> None:
         """Pass on the metrics of base and tuned model, and held-out pictures with the captions of both.
@@ -104,7 +121,7 @@ class TrackedRun:
             metrics: `caption_metrics`.
             pictures: returns an iterator, which is read as far as a tracker needs.
         """
-        self._open(None)
+        self._open({})
         self._tell(lambda tracker: tracker.pictures(_thumbnails(pictures()), self._step))
         self._tell(lambda tracker: tracker.row(_sides(metrics), self._step))
 
@@ -112,16 +129,24 @@ class TrackedRun:
         """Report the end of the run, with `error` if it did not finish."""
         atexit.unregister(self.end)
         if self._is_open:
-            self._tell(lambda tracker: tracker.end(outcome, error and mask_text(error), _outline()))
+            self._tell(lambda tracker: tracker.end(outcome, error and mask_text(error), self._outline()))
         else:
             self._tell(lambda tracker: tracker.drop())
         self._trackers.clear()
 
-    def _open(self, identity: str | None) -> None:
+    def _open(self, row: Mapping[str, Any]) -> None:
         if not self._is_open:
             self._is_open = True
-            known = identity or uuid.uuid4().hex[:21]
-            self._tell(lambda tracker: tracker.open(known, _outline()))
+            outline = self._outline()
+            identity = identity_of(row, outline.get("run", uuid.uuid4().hex))
+            self._tell(lambda tracker: tracker.open(identity, outline))
+
+    def _outline(self) -> dict[str, Any]:
+        """The facts of the run so far, without secrets, as a flat mapping for trackers' tables."""
+        run = self._run or current_run()
+        described = json.loads(json.dumps(mask_tree(run.outline() if run is not None else {}), default=str))
+        known = {name: value for name, value in flatten(described).items() if value not in (None, {})}
+        return {name: mask_text(value) if isinstance(value, str) else value for name, value in known.items()}
 
     def _tell(self, call: Callable[[Tracker], None]) -> None:
         """Call each tracker; one that fails is dropped."""
@@ -136,26 +161,22 @@ class TrackedRun:
                     tracker.drop()
 
 
-def _outline() -> dict[str, Any]:
-    """The facts of the run so far, without secrets, as a flat mapping for trackers' tables."""
-    run = current_run()
-    described = json.loads(json.dumps(mask_tree(run.outline() if run is not None else {}), default=str))
-    known = {name: value for name, value in flatten(described).items() if value not in (None, {})}
-    return {name: mask_text(value) if isinstance(value, str) else value for name, value in known.items()}
-
-
 def _sides(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {f"evaluation/{side}/{name}": value for side in ("base", "tuned") for name, value in metrics[side].items()}
 
 
-def _identity(row: Mapping[str, Any]) -> str | None:
+def identity_of(row: Mapping[str, Any], run: str) -> str:
     """The id of a training, derived from its first row, so that a resumed training has the same.
 
-    The row's measured throughput makes the id unique.
+    The row's measured throughput makes the id unique. Without a row that has one, it is derived from the run's id.
     """
-    if "samples_per_second" not in row:
-        return None
-    return hashlib.sha256(json.dumps(dict(row), sort_keys=True).encode()).hexdigest()[:21]
+    known = json.dumps(dict(row), sort_keys=True) if "samples_per_second" in row else run
+    return hashlib.sha256(known.encode()).hexdigest()[:21]
+
+
+def picture_text(tuned: str, base: str, reference: str) -> str:
+    """What is written under a picture."""
+    return f"tuned: {tuned}\nbase: {base}\nreference: {reference}"
 
 
 def _thumbnails(pictures: Iterable[Picture]) -> Iterator[Picture]:
