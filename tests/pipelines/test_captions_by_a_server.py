@@ -2,15 +2,26 @@
 
 import json
 import random
+import threading
+import time
 
 import pandas as pd
 import pytest
 
 from conftest import TINY_BASE
-from evaluation.servers import transformers_serve
+from evaluation.servers import free_port, transformers_serve
+from qwen_vl_lora.exceptions import MissingArtifactError, ParameterError, ServerError
 from qwen_vl_lora.tiny.drawing import draw_picture, random_scene
 
-PLAIN = {"generation": {"max_new_tokens": 40}}
+ON_TINY_BASE = {"base_model": str(TINY_BASE), "generation": {"max_new_tokens": 40}}
+
+
+@pytest.fixture
+def exported(run, once, newest):
+    """The shipped base with an adapter of a few steps, evaluated, and their merged model."""
+    few = {**ON_TINY_BASE, "training_args": {"max_steps": 6}}
+    once("tiny base, tuned", lambda: run("data_engineering", "training", "evaluation", "export", **few))
+    return newest("06_models/tiny/merged_model")
 
 
 @pytest.fixture
@@ -47,13 +58,98 @@ def record_of(project):
 
 def test_a_server_of_the_base_writes_its_captions(run, newest, folder, project, tmp_path):
     asked = {"images": str(folder), "adapter": "none"}
-    run("inference", inference=asked, base_model=str(TINY_BASE), **PLAIN)
+    run("inference", inference=asked, **ON_TINY_BASE)
     here = captions_of(newest)
     with transformers_serve(TINY_BASE, tmp_path) as (address, _):
-        server = {"address": address}
-        run("inference", inference={**asked, "server": server}, base_model=str(TINY_BASE), **PLAIN)
+        run("inference", inference={**asked, "server": {"address": address}}, **ON_TINY_BASE)
     there = captions_of(newest)
     assert here.equals(there)
     assert (here["caption"].str.len() > 20).all()
-    facts = record_of(project)["server"]
-    assert (facts["kind"], facts["model"]) == ("transformers", str(TINY_BASE))
+    assert set(here["cut"]) == {"true", "false"}
+    facts = record_of(project)
+    assert (facts["server"]["kind"], facts["server"]["model"]) == ("transformers", str(TINY_BASE))
+    assert "adapter" not in facts["datasets"]["read"]
+
+
+def test_a_server_of_the_merged_model_writes_the_adapters_captions(exported, run, newest, folder, tmp_path):
+    run("inference", inference={"images": str(folder)}, **ON_TINY_BASE)
+    here = captions_of(newest)
+    predictions = read(newest("07_model_output/tiny/predictions.csv"))
+    assert (predictions["base_caption"] != predictions["tuned_caption"]).any()
+    with transformers_serve(exported, tmp_path) as (address, _):
+        server = {"address": address}
+        run("inference", inference={"images": str(folder), "server": server}, **ON_TINY_BASE)
+        run("evaluation", inference={"server": server}, scoring={"by_server": "tuned"}, **ON_TINY_BASE)
+    assert here.equals(captions_of(newest))
+    assert predictions.equals(read(newest("07_model_output/tiny/predictions.csv")))
+
+
+def test_without_an_adapter_nothing_is_looked_for(run, newest, folder, project):
+    run("inference", inference={"images": str(folder / "1.png"), "adapter": "none"}, prompt={"user": "What is it?"})
+    assert len(captions_of(newest)) == 1
+    with pytest.raises(
+        ParameterError, match=r"inference.adapter is `none`, but the run uses an adapter in train_adapter"
+    ):
+        run("training", "inference", inference={"images": str(folder), "adapter": "none"})
+    with pytest.raises(MissingArtifactError, match="adapter"):
+        run("inference", inference={"images": str(folder)})
+
+
+@pytest.mark.slow
+def test_a_server_may_die_and_come_back_in_the_middle(run, newest, project, tmp_path):
+    """200 pictures, the server killed twice: once it comes back while the run waits, once before the next run."""
+    album = tmp_path / "many"
+    album.mkdir()
+    rng = random.Random(11)
+    for number in range(200):
+        draw_picture(random_scene(rng)).save(album / f"{number:03}.png")
+    asked = {"images": str(album), "adapter": "none"}
+    run("inference", inference=asked, **ON_TINY_BASE)
+    here = captions_of(newest)
+    port, notes = free_port(), project / "data/09_workspace/tiny/inference"
+    old = set(notes.iterdir())
+    address = f"http://127.0.0.1:{port}/v1"
+
+    def written():
+        (file,) = set(notes.iterdir()) - old or {None}
+        return 0 if file is None else len(file.read_text().splitlines())
+
+    def kill_and_restart():
+        with transformers_serve(TINY_BASE, tmp_path, port) as (_, process):
+            started.set()
+            while written() < 60:
+                time.sleep(0.05)
+            process.kill()
+        with transformers_serve(TINY_BASE, tmp_path, port) as (_, process):
+            while written() < 120:
+                time.sleep(0.05)
+            process.kill()
+
+    started = threading.Event()
+    operator = threading.Thread(target=kill_and_restart)
+    operator.start()
+    started.wait(60)
+    served = {**asked, "server": {"address": address}}
+    with pytest.raises(ServerError, match=r"gave no answer after 7 attempts: .*Finished captions are kept"):
+        run("inference", inference=served, **ON_TINY_BASE)
+    operator.join()
+    assert 120 <= written() < 200
+    with transformers_serve(TINY_BASE, tmp_path, port):
+        run("inference", inference=served, **ON_TINY_BASE)
+    assert here.equals(captions_of(newest))
+    lines = [json.loads(line)["sha256"] for line in (set(notes.iterdir()) - old).pop().read_text().splitlines()]
+    assert len(lines) == len(set(lines)) == 200
+
+
+@pytest.mark.slow
+def test_a_server_writes_the_held_out_captions_of_both_sides(run, newest, tmp_path):
+    """64 held-out pictures of the default run, tuned for some steps: base and merged model, each by its server."""
+    whole = {**ON_TINY_BASE, "captions": {"num_rows": None}, "split": {"test_images": 64, "validation_images": 40}}
+    whole |= {"training_args": {"max_steps": 40}, "generation": {"max_new_tokens": 96}}
+    run("data_engineering", "training", "evaluation", "export", **whole)
+    predictions = read(newest("07_model_output/tiny/predictions.csv"))
+    assert len(predictions) == 64
+    for side, model in {"base": TINY_BASE, "tuned": newest("06_models/tiny/merged_model")}.items():
+        with transformers_serve(model, tmp_path) as (address, _):
+            run("evaluation", inference={"server": {"address": address}}, scoring={"by_server": side}, **whole)
+        assert predictions.equals(read(newest("07_model_output/tiny/predictions.csv")))

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from qwen_vl_lora.evaluation.generation import Caption
@@ -20,6 +21,7 @@ from qwen_vl_lora.samples.named_pictures import NamedPicture
 logger = logging.getLogger(__name__)
 
 BESIDE = "beside"
+_ROWS_AT_ONCE = 10_000
 
 
 class Outputs:
@@ -73,12 +75,16 @@ class Outputs:
             self._write_sidecars(captions)
         for name, file in self._tables.items():
             make_folder(file.parent)
-            rows = list(self._rows(captions, file.absolute().parent))
-            if name == "jsonl":
-                write_whole(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
-            else:
-                _write_parquet(file, rows)
-            logger.info("%d captions in %s.", len(rows), file)
+            partial = temporary(file)
+            try:
+                write = _write_lines if name == "jsonl" else _write_parquet
+                count = write(partial, self._rows(captions, file.absolute().parent))
+                sync_file(partial)
+                partial.replace(file)
+            finally:
+                partial.unlink(missing_ok=True)
+            sync_folder(file.parent)
+            logger.info("%d captions in %s.", count, file)
 
     def _write_sidecars(self, captions: Mapping[str, Caption]) -> None:
         written, there, folders = dict[Path, str](), 0, set[Path]()
@@ -126,19 +132,29 @@ class Outputs:
                 continue
             path = picture.file.absolute()
             shown = path.relative_to(folder) if path.is_relative_to(folder) else path
-            yield {"image_path": shown.as_posix(), "caption": self._line(caption)}
+            yield {"image_path": _path_as_text(shown), "caption": self._line(caption)}
 
 
-def _write_parquet(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
+def _path_as_text(path: Path) -> str:
+    """The path as a text; bytes that are not UTF-8 as \\udc…, as in captions.csv."""
+    return path.as_posix().encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def _write_lines(file: Path, rows: Iterator[dict[str, str]]) -> int:
+    count = 0
+    with file.open("w", encoding="utf-8") as lines:
+        for count, row in enumerate(rows, start=1):  # noqa: B007 (the last one is returned)
+            lines.write(f"{json.dumps(row, ensure_ascii=False)}\n")
+    return count
+
+
+def _write_parquet(file: Path, rows: Iterator[dict[str, str]]) -> int:
     import pyarrow as pa
     from pyarrow import parquet
 
-    texts = pa.schema([("image_path", pa.string()), ("caption", pa.string())])
-    partial = temporary(file)
-    try:
-        parquet.write_table(pa.Table.from_pylist(list(rows), schema=texts), partial)
-        sync_file(partial)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(file.parent)
+    count, texts = 0, pa.schema([("image_path", pa.string()), ("caption", pa.string())])
+    with parquet.ParquetWriter(file, texts) as writer:
+        while part := list(islice(rows, _ROWS_AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist(part, schema=texts))
+            count += len(part)
+    return count

@@ -88,6 +88,7 @@ class Servers(Generic[Name]):
         self._http = http
         self._resting = dict.fromkeys(server.addresses, 0.0)
         self._asked = dict.fromkeys(server.addresses, 0)
+        self._faults = dict.fromkeys(server.addresses, 0)
         self._answered = 0
         self._reported: set[str] = set()
 
@@ -205,6 +206,7 @@ class Servers(Generic[Name]):
                 if status == 200:
                     answer = read_answer(address, data, served.model, most_tokens)
                     self._answered += 1
+                    self._faults[address] = 0
                     return answer
                 said = f"HTTP {status}{_said(data)}"
                 if status not in _PASSING:
@@ -220,9 +222,13 @@ class Servers(Generic[Name]):
             if attempt == self._server.retries or timeouts == _MOST_TIMEOUTS:
                 break
             self._report(address, f"{said}; asking again, up to {self._server.retries} times")
-            pause = max(asked_for, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * random.uniform(0.75, 1.25))
-            self._resting[address] = time.monotonic() + pause
-            await anyio.sleep(pause)
+            # A server rests the longer the more faults it had in a row; meanwhile the others are asked.
+            rest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(self._faults[address], 10))
+            self._faults[address] += 1
+            self._resting[address] = time.monotonic() + max(asked_for, rest * random.uniform(0.75, 1.25))
+            if min(self._resting.values()) > time.monotonic():
+                pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * random.uniform(0.75, 1.25)
+                await anyio.sleep(max(asked_for, pause))
         if self._answered > before:
             raise NotAnsweredError(f"the server answered others meanwhile, but not this one: {said}")
         raise ServerError(
@@ -375,4 +381,5 @@ def _in_words(fault: BaseException) -> str:
         return "no answer in time"
     if isinstance(fault, _TooLongError):
         return "an answer without an end"
-    return f"{type(fault).__name__}: {visible_line(str(fault)[:200])}" if str(fault) else type(fault).__name__
+    said = visible_line(str(fault)[:200]).rstrip(".")
+    return f"{type(fault).__name__}: {said}" if said else type(fault).__name__
