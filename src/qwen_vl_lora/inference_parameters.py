@@ -21,10 +21,12 @@ class ServerParameters(ParameterGroup):
     """A server with OpenAI's protocol that captions in place of a model in this process."""
 
     address: str | list[str] | None = Field(
-        default=None, min_length=1, description="http://127.0.0.1:8000/v1, or a list of equal servers; null: none"
+        default=None, description="http://127.0.0.1:8000/v1, or a list of equal servers; null: none"
     )
     model: str | None = Field(default=None, min_length=1, description="its name there; null: the only one")
-    kind: Literal["auto"] | ServerKind = Field(default="auto", description="what may be sent beside the protocol")
+    kind: Literal["auto", "transformers", "vllm", "sglang", "llama.cpp", "openai"] = Field(
+        default="auto", description="what may be sent beside the protocol"
+    )
     requests: PositiveInt = Field(default=8, le=1024, description="pictures asked about at once, at each address")
     timeout: PositiveFloat = Field(default=120.0, description="seconds for one answer, from connecting to its end")
     retries: NonNegativeInt = Field(default=6, le=20, description="of one picture, with growing pauses")
@@ -41,6 +43,8 @@ class ServerParameters(ParameterGroup):
 
     @model_validator(mode="after")
     def _addresses_are_safe(self) -> Self:
+        if self.address == []:
+            raise ValueError("address: expected at least one address, or null; got []")
         for address in self.addresses:
             _check_address(address, allow_http=self.allow_http)
         return self

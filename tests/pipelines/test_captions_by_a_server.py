@@ -1,5 +1,6 @@
 """A real `transformers serve` writes the captions that the model in this process writes, word for word."""
 
+import itertools
 import json
 import random
 import threading
@@ -7,9 +8,11 @@ import time
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 from conftest import TINY_BASE
-from evaluation.servers import free_port, transformers_serve
+from evaluation.servers import FaultyServer, Reply, free_port, transformers_serve
+from qwen_vl_lora.commands.caption import caption
 from qwen_vl_lora.exceptions import MissingArtifactError, ParameterError, ServerError
 from qwen_vl_lora.tiny.drawing import draw_picture, random_scene
 
@@ -19,7 +22,7 @@ ON_TINY_BASE = {"base_model": str(TINY_BASE), "generation": {"max_new_tokens": 4
 @pytest.fixture
 def exported(run, once, newest):
     """The shipped base with an adapter of a few steps, evaluated, and their merged model."""
-    few = {**ON_TINY_BASE, "training_args": {"max_steps": 6}}
+    few = {**ON_TINY_BASE, "training_args": {"max_steps": 10, "warmup_steps": 0}}
     once("tiny base, tuned", lambda: run("data_engineering", "training", "evaluation", "export", **few))
     return newest("06_models/tiny/merged_model")
 
@@ -93,6 +96,35 @@ def test_without_an_adapter_nothing_is_looked_for(run, newest, folder, project):
         run("training", "inference", inference={"images": str(folder), "adapter": "none"})
     with pytest.raises(MissingArtifactError, match="adapter"):
         run("inference", inference={"images": str(folder)})
+
+
+def test_texts_beside_the_pictures_are_written_once(run, newest, folder):
+    asked = {"images": str(folder), "adapter": "none"}
+    (folder / "3.txt").write_text("mine")
+    with FaultyServer(lambda _: Reply("a\ndog")) as server:
+        asked["server"] = {"address": server.address, "image_tokens": "ignore"}
+        for pictures in (7, 0):
+            run("inference", inference={**asked, "output": {"sidecars": "beside", "prefix": "mydog, "}}, device="cuda")
+            assert len(server.asked) == pictures
+            server.asked.clear()
+            table = captions_of(newest)
+            assert [reason.partition(":")[0] for reason in table["reason"]] == ["", "", "", "has_sidecar", *[""] * 4]
+    assert set(table["caption"]) == {"a\ndog", ""}
+    texts = {file.name: file.read_text() for file in folder.glob("*.txt")}
+    assert texts == {f"{number}.txt": "mine" if number == 3 else "mydog, a dog\n" for number in range(8)}
+
+
+def test_the_caption_command_asks_a_server(project, folder, base_path):
+    paths = [str(folder / "1.png"), str(folder / "3.png")]
+    more = f"base_model={base_path('qwen2_vl')},inference.server.image_tokens=ignore"
+    replies = itertools.cycle([Reply("a cat", finish="length"), Reply(status=400, body=b"too dark")])
+    with FaultyServer(lambda _: next(replies)) as server:
+        options = ["--adapter", "none", "--server", server.address, "--params", f"{more},inference.server.requests=1"]
+        done = CliRunner().invoke(caption, [*paths, *options], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert f"{paths[0]}: a cat\n" in done.stdout
+    assert f"{paths[0]}: the caption was cut after 96 tokens" in done.stderr
+    assert f"{paths[1]}: not_captioned: the server refuses it, HTTP 400: too dark" in done.stderr
 
 
 @pytest.mark.slow
