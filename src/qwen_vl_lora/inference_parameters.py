@@ -13,7 +13,7 @@ from qwen_vl_lora.parameter_groups import ParameterGroup
 
 ServerKind = Literal["transformers", "vllm", "sglang", "llama.cpp", "openai"]
 
-KEY = "QWEN_VL_LORA_SERVER_KEY"
+KEY = "QWEN_VL_LORA_API_KEY"
 """The environment variable with the key of `inference.server`. There is no parameter for it."""
 
 

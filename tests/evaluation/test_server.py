@@ -13,6 +13,7 @@ from qwen_vl_lora.evaluation import server as client
 from qwen_vl_lora.evaluation.server import NotAnsweredError, connected
 from qwen_vl_lora.exceptions import ServerError
 from qwen_vl_lora.inference_parameters import KEY, ServerParameters
+from qwen_vl_lora.runs import masking
 
 SECRET = "a-key-of-Nobody-42"
 
@@ -132,6 +133,7 @@ def test_a_dead_server_is_one_message():
 
 def test_a_redirect_is_not_followed_and_no_key_goes_elsewhere(monkeypatch):
     monkeypatch.setenv(KEY, SECRET)
+    monkeypatch.setattr(masking, "_remembered", set())
     with FaultyServer() as elsewhere:
         leads = Reply(status=307, headers={"Location": f"{elsewhere.address}/chat/completions"})
         with FaultyServer(lambda _: leads) as server, pytest.raises(ServerError, match="leads elsewhere") as told:
@@ -139,6 +141,14 @@ def test_a_redirect_is_not_followed_and_no_key_goes_elsewhere(monkeypatch):
         assert elsewhere.keys == []
     assert set(server.keys) == {f"Bearer {SECRET}"}
     assert SECRET not in str(told.value)
+
+
+def test_a_key_that_a_server_repeats_is_masked(monkeypatch):
+    monkeypatch.setenv(KEY, SECRET)
+    monkeypatch.setattr(masking, "_remembered", set())
+    wrong = Reply(status=401, body=json.dumps({"error": {"message": f"{SECRET} is not known"}}).encode())
+    with FaultyServer(lambda _: wrong) as server, pytest.raises(ServerError, match=r"\*\*\* is not known"):
+        ask(server)
 
 
 def test_proxies_of_the_environment_do_not_see_what_goes_to_this_machine(monkeypatch):

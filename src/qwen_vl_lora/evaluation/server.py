@@ -26,6 +26,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from qwen_vl_lora.exceptions import ServerError
 from qwen_vl_lora.inference_parameters import KEY, ServerKind, ServerParameters, is_loopback
+from qwen_vl_lora.runs.masking import mask_text, remember
 from qwen_vl_lora.texts import visible_line
 
 logger = logging.getLogger(__name__)
@@ -233,7 +234,8 @@ class Servers(Generic[Name]):
             raise NotAnsweredError(f"the server answered others meanwhile, but not this one: {said}")
         raise ServerError(
             f"{address} gave no answer after {attempt + 1} attempts: {said}. Finished captions are kept: start the "
-            "server again, and run the same command. More patience: inference.server.retries, inference.server.timeout."
+            "server again, and run the same command. If it is only slow: a longer inference.server.timeout, or fewer "
+            "inference.server.requests."
         )
 
     async def _send(self, method: str, url: str, body: bytes | None) -> tuple[int, httpx2.Headers, bytes]:
@@ -293,6 +295,7 @@ def connected(server: ServerParameters) -> Iterator[Servers[Any]]:
     key = os.environ.get(KEY, "").strip()
     if key and not (key.isascii() and key.isprintable()):
         raise ServerError(f"{KEY} contains characters that a key cannot have. Set it again.")
+    remember({KEY: key})  # a server may repeat it in a message
     http = httpx2.AsyncClient(
         headers={"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})},
         timeout=httpx2.Timeout(server.timeout),
@@ -367,7 +370,7 @@ def _said(data: bytes) -> str:
         said = fault.get("message") if isinstance(fault, dict) and fault.get("message") else fault
     except (ValueError, AttributeError, RecursionError):
         said = data[:1000].decode(errors="replace")
-    line = " ".join(str(said).split())
+    line = mask_text(" ".join(str(said).split()))
     return f": {visible_line(line[:200])}" if line else ""
 
 
