@@ -215,7 +215,9 @@ def test_notes_are_kept_for_each_server_model_and_setting(base, parameters):
                 (server.address, "b", SamplingParameters(), {}),
                 (other.address, "a", SamplingParameters(), {}),
                 (server.address, "a", DRAWS, {}),
+                (server.address, "a", DRAWS.model_copy(update={"seed": 4}), {}),
+                (server.address, "a", SamplingParameters(), {"image_tokens": "ignore"}),
             ]
         ]
     assert keys[0] == keys[1]
-    assert len(set(keys)) == 4
+    assert len(set(keys)) == 6

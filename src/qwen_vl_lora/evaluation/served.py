@@ -92,6 +92,8 @@ class ServedCaptioner:
                 "prompt": self.settings.prompt.model_dump(include={"user", "system"}),
                 "image": self.settings.image.size,
                 "decoding": self._decoding,
+                "seed": self._sampling.seed if self._sampling.temperature else None,
+                "image_tokens": self._server.image_tokens,
             }
         )[:16]
 
