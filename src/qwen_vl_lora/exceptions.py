@@ -11,6 +11,7 @@
     ├── DeviceError             (RuntimeError)      the requested device is missing or too small
     ├── TrainingError           (RuntimeError)      training stopped because the result would be wrong
     ├── ClusterError            (RuntimeError)      a rank was killed or hung, or a machine did not join
+    ├── ServerError             (RuntimeError)      a server of captions is gone, refuses, or is another
     ├── MachineError            (RuntimeError)      the disk is full, memory is exhausted, access was denied
     └── runs.run.RunInterruptedError (RuntimeError)  a signal ended the run
 
@@ -61,6 +62,10 @@ class TrainingError(QwenVLLoraError, RuntimeError):
 
 class ClusterError(QwenVLLoraError, RuntimeError):
     """One of several processes was killed, hung or failed, or a machine did not join."""
+
+
+class ServerError(QwenVLLoraError, RuntimeError):
+    """A server of captions does not answer, refuses every question, or answers what was not asked."""
 
 
 class MachineError(QwenVLLoraError, RuntimeError):

@@ -1,7 +1,7 @@
 """Every setting of the project, typed: the keys and values that parameters.yml and --params may contain.
 
 The values are in `conf/`; this module has the names, types and ranges. Only keys that stored runs lack have a
-default here, the value of `conf/`. `lora` and `training_args` are in `lora_parameters` and `library_parameters`.
+default here, the value of `conf/`. `lora`, `training_args` and `inference` are in modules of their own.
 Imports pydantic only: Kedro reads it at every start.
 """
 
@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from qwen_vl_lora.exceptions import ParameterError
+from qwen_vl_lora.inference_parameters import InferenceParameters as InferenceParameters
 from qwen_vl_lora.library_parameters import LibraryGroup
 from qwen_vl_lora.library_parameters import TrainingParameters as TrainingParameters
 from qwen_vl_lora.lora_parameters import LoraParameters as LoraParameters
@@ -240,6 +241,10 @@ class ScoringParameters(ParameterGroup):
     settings_from: Literal["parameters", "adapter"] = Field(
         description="parameters refuses an adapter trained with another prompt or picture size; adapter uses its own"
     )
+    by_server: Literal["base", "tuned"] | None = Field(
+        default=None,  # for runs that were stored before the key existed, as above
+        description="side whose captions inference.server writes; null: none",
+    )
 
 
 class ReportParameters(ParameterGroup):
@@ -282,14 +287,6 @@ class TensorBoardParameters(ParameterGroup):
 
 
 TrackerName = Literal["swanlab", "mlflow", "tensorboard"]
-
-
-class InferenceParameters(ParameterGroup):
-    """The pictures that the inference pipeline captions, and whose prompt and picture size it uses."""
-
-    images: str | None = Field(description="a folder, a picture, or a CSV with image_path; relative to the project")
-    recursive: bool = Field(description="include subfolders")
-    settings_from: Literal["parameters", "adapter"] = Field(description="as scoring.settings_from")
 
 
 _SHARD_UNITS = {"KB": 3, "MB": 6, "GB": 9, "TB": 12}
@@ -419,6 +416,15 @@ class Parameters(ParameterGroup):
             raise ValueError(
                 "attention is `flash_attention_2`, which computes on a GPU in half precision only; set "
                 "training_args.bf16: true and device: cuda, or attention: sdpa"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_side_by_server_has_one(self) -> Self:
+        if self.scoring.by_server is not None and not self.inference.server.addresses:
+            raise ValueError(
+                f"scoring.by_server is `{self.scoring.by_server}`, but no server is named; set "
+                "inference.server.address, or scoring.by_server: null"
             )
         return self
 

@@ -7,6 +7,7 @@ from qwen_vl_lora.evaluation.generation import write_captions
 from qwen_vl_lora.features.encoding import encode_pictures
 from qwen_vl_lora.features.inputs import choose_pictures
 from qwen_vl_lora.features.store import FeatureStore
+from qwen_vl_lora.inference_parameters import SamplingParameters
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.model.chat import ChatEncoder
 from qwen_vl_lora.parameters import GenerationParameters
@@ -49,6 +50,24 @@ def test_batches_write_what_single_prompts_write(base, parts, images):
     batched = write_captions(model, processor, prompts, pictures, settings(5), "")
     assert batched == single
     assert len({len(caption.text) for caption in single}) > 1
+
+
+def test_drawn_words_are_those_of_their_seed_and_leave_the_random_state(base, parts):
+    encoder, prompts = parts
+    model, given = (
+        base.load_model("float32", "cpu"),
+        (encoder.processor, prompts[:4], encoder.pixels, settings(2), None),
+    )
+    before = torch.get_rng_state()
+    drawn = [
+        [caption.text for caption in write_captions(model, *given, SamplingParameters(temperature=2.0, seed=seed))]
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(before, torch.get_rng_state())
+    assert drawn[0] == drawn[1] != drawn[2]
+    likeliest = [caption.text for caption in write_captions(model, *given)]
+    cold = SamplingParameters(temperature=2.0, top_p=1e-6)
+    assert [caption.text for caption in write_captions(model, *given, cold)] == likeliest
 
 
 class Says:

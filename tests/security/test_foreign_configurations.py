@@ -316,13 +316,23 @@ OPENINGS = {
     "mlflow.tracking_uri": "https://evil.example",
     "mlflow.experiment": "somebody's",
     "cluster.address": "10.0.0.1:6379",
+    "inference.server.address": "https://elsewhere.example/v1",
+    "inference.output.sidecars": "beside",
+    "inference.output.jsonl": "captions.jsonl",
 }
+
+
+def tree_of(changes):
+    tree = {}
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        functools.reduce(lambda group, parent: group.setdefault(parent, {}), parents, tree)[last] = value
+    return tree
 
 
 @pytest.mark.parametrize(("key", "value"), OPENINGS.items())
 def test_what_a_strangers_parameters_open_is_shown_and_needs_a_word(project, stranger, key, value):
-    top, name = key.split(".")
-    typed = {top: {name: value}}
+    typed = tree_of({key: value})
     for said in (
         refused(project, stranger(parameters={key: value})),
         refused(project, typed=typed, options=project / "run.yml"),
@@ -351,9 +361,7 @@ def test_a_data_set_on_a_hub_that_a_stranger_names_is_shown_and_needs_a_word(pro
 
 def test_what_opens_needs_no_word_where_the_user_wrote_it_and_none_twice(project, stranger):
     folder = stranger(parameters=OPENINGS)
-    typed = {key.split(".")[0]: {} for key in OPENINGS}
-    for key, value in OPENINGS.items():
-        typed[key.split(".")[0]][key.split(".")[1]] = value
+    typed = tree_of(OPENINGS)
     said = refused(project, folder)
     assert all(f"{key}: {value}" in said for key, value in OPENINGS.items())
     assert "image.allow_urls: True" in refused(project, stranger(), typed=typed, options=project / "run.yml")

@@ -18,6 +18,7 @@ from qwen_vl_lora.texts import visible_line
 
 if TYPE_CHECKING:
     from qwen_vl_lora.evaluation.inference import Captioner
+    from qwen_vl_lora.evaluation.served import ServedCaptioner
     from qwen_vl_lora.parameters import Parameters
     from qwen_vl_lora.samples.named_pictures import Gathered
 
@@ -32,6 +33,12 @@ NO_ADAPTER, BEST = "none", "best"
     metavar="VERSION|best|none",
     shell_complete=completion.adapters,
     help="Adapter version, or the one with the best CIDEr; default: the newest.",
+)
+@click.option(
+    "--server",
+    default=None,
+    metavar="ADDRESS",
+    help="OpenAI-compatible server that captions in place of a model in this process: http://127.0.0.1:8000/v1",
 )
 @click.option("--prompt", default=None, help="Question to ask instead of the trained one.")
 @click.option(
@@ -50,6 +57,7 @@ NO_ADAPTER, BEST = "none", "best"
 def caption(
     images: tuple[Path, ...],
     adapter: str | None,
+    server: str | None,
     prompt: str | None,
     system: str | None,
     env: str | None,
@@ -60,7 +68,8 @@ def caption(
     The newest adapter of all recipes is used, or the newest of the recipe that --env names; a line on standard error
     names it. Prompt and image size are read from its record. An adapter that was trained with several questions needs
     --prompt; `<image>` in the prompt places the picture there instead of before the text. With `--adapter none` the
-    base model answers alone, with the configured prompt and image size.
+    base model answers alone, with the configured prompt and image size. With --server the adapter gives the settings
+    and the server the captions; --params "inference.server.model=…" names its model.
     """
     keep_stdout_for_results()
     from kedro.framework.session import KedroSession
@@ -68,6 +77,8 @@ def caption(
     from qwen_vl_lora.parameters import validate_parameters
     from qwen_vl_lora.samples.named_pictures import gather_pictures
 
+    if server is not None:
+        params = _with_server(params, server)
     project = project_folder()
     adapters = trained_adapters(all_records(project), project)
     wanted = adapter
@@ -103,6 +114,12 @@ def choose(adapters: Sequence[TrainedAdapter], wanted: str | None) -> TrainedAda
     return next((one for one in reversed(adapters) if one.version == wanted), None)
 
 
+def _with_server(params: dict[str, Any], address: str) -> dict[str, Any]:
+    """The parameters with `inference.server.address`."""
+    inference = params.get("inference", {})
+    return {**params, "inference": {**inference, "server": {**inference.get("server", {}), "address": address}}}
+
+
 def _settings_of(chosen: TrainedAdapter, params: dict[str, Any]) -> tuple[str | None, dict[str, Any], str]:
     """Return environment, parameters and version with which the catalog finds the adapter and its base."""
     facts = chosen.record.facts
@@ -130,21 +147,24 @@ def _reason(wanted: str | None, recipe: str, *, is_free: bool) -> str:
 
 def _load_captioner(
     catalog: Any, parameters: Parameters, *, with_adapter: bool, asked: tuple[str | None, str | None]
-) -> Captioner:
-    from qwen_vl_lora.evaluation.inference import Captioner
+) -> Captioner | ServedCaptioner:
+    from qwen_vl_lora.evaluation.inference import choose_captioner
     from qwen_vl_lora.evaluation.settings import asking, asking_as_trained
 
     base_model = catalog["base_model"].load()
     adapter = catalog[ADAPTER].load() if with_adapter else None
     settings = asking(parameters, *asked) if adapter is None else asking_as_trained(adapter, parameters, *asked)
-    return Captioner(base_model, adapter, settings)
+    return choose_captioner(base_model, adapter, settings)
 
 
-def _write(captioner: Captioner, gathered: Gathered) -> None:
+def _write(captioner: Captioner | ServedCaptioner, gathered: Gathered) -> None:
     captions = dict(zip(gathered.usable, captioner.caption(gathered.images, gathered.usable), strict=True))
     for picture in gathered.named:
         if picture.sha256 is not None:
             caption = captions[picture.sha256]
+            if caption.reason:
+                say(f"{visible_line(picture.path)}: {caption.reason}", err=True)
+                continue
             text = caption.text
             say(text if len(gathered.named) == 1 else f"{visible_line(picture.path)}: {visible_line(text)}")
             if caption.is_cut:
@@ -153,5 +173,5 @@ def _write(captioner: Captioner, gathered: Gathered) -> None:
                 say(f"{visible_line(picture.path)}: {cut}", err=True)
         else:
             say(f"{visible_line(picture.path)}: {picture.reason}", err=True)
-    if not captions:
+    if all(caption.reason for caption in captions.values()):
         raise SystemExit(1)

@@ -13,7 +13,7 @@ from qwen_vl_lora.datasets.base_model import fact_table, model_facts
 from qwen_vl_lora.model.adapter import Adapter, note_run
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.model.model_card import note_metrics, write_adapter_card
-from qwen_vl_lora.runs.run import Run, current_run
+from qwen_vl_lora.runs.run import Artifact, Run, current_run
 from qwen_vl_lora.runs.storage import move
 from qwen_vl_lora.runs.surroundings import describe_computing
 
@@ -75,6 +75,21 @@ class AdapterDataset(StagedDirectoryDataset):
     ```
     """
 
+    _is_left_out = False
+
+    def leave_out(self) -> None:
+        """Be no adapter: it loads as None, has no versions and leaves no line in a record."""
+        self._is_left_out = True
+
+    def load(self) -> Adapter | None:
+        return None if self._is_left_out else super().load()
+
+    def versions(self) -> list[str]:
+        return [] if self._is_left_out else super().versions()
+
+    def describe_artifact(self, name: str, data: Any, root: Path) -> Artifact | None:
+        return None if self._is_left_out else super().describe_artifact(name, data, root)
+
     def check(self) -> None:
         """Refuse a missing or damaged adapter before any node runs. Reads no weights.
 
@@ -82,11 +97,13 @@ class AdapterDataset(StagedDirectoryDataset):
             MissingArtifactError: if the version, or the record in it, is not there.
             AdapterError: if a file in it cannot be used.
         """
+        if self._is_left_out:
+            return
         self._read(self.existing_path()).check_files()
 
     def preview(self) -> TablePreview:
         """Base, question, picture size, LoRA, training, and the versions that it was trained on."""
-        adapter = self.load()
+        adapter = self._read(self.existing_path())
         record, asked = adapter.record, adapter.trained_prompt.questions
         lora, image, training = (record[key] for key in ("lora", "image", "training"))
         run = record.get("run", {})

@@ -78,7 +78,7 @@ class AtomicVersionedDataset(AbstractVersionedDataset[Any, Any]):
             "Run the pipeline that writes it (`kedro registry describe` shows which), or `kedro run` for all."
         )
 
-    def describe_artifact(self, name: str, data: Any, root: Path) -> Artifact:
+    def describe_artifact(self, name: str, data: Any, root: Path) -> Artifact | None:
         """The line in a run record: version, place below `root` and hashes of what was loaded or saved."""
         return describe_artifact(name, self.existing_path(), root, self.resolve_load_version())
 

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from qwen_vl_lora.cluster.work import in_pieces
 from qwen_vl_lora.evaluation.generation import Caption, batches_of, write_batch
 from qwen_vl_lora.evaluation.predictions import YES_OR_NO
-from qwen_vl_lora.exceptions import DataFormatError
+from qwen_vl_lora.evaluation.served import ServedCaptioner
+from qwen_vl_lora.exceptions import DataFormatError, ServerError
 from qwen_vl_lora.features.inputs import PictureInputs, StoredPictures, choose_pictures
 from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.model.adapter import Adapter
@@ -74,11 +75,14 @@ def compare_captions(
 ) -> pd.DataFrame:
     """Captions of base and tuned model for held-out conversations, by as many processes as `settings.cluster` says.
 
+    `scoring.by_server` names a side whose captions the servers of `inference.server` write instead.
+
     Returns:
         A table with one row for each question: the columns of `predictions.COLUMNS` and `predictions.CUT_COLUMNS`.
 
     Raises:
         AdapterError: if the adapter was trained on another base.
+        ServerError: if a server is gone, or leaves a picture without caption.
     """
     adapter.check_base(base_model)
     questions = group_questions(conversations)
@@ -86,9 +90,11 @@ def compare_captions(
     writer = BothSides(base_model, adapter, images, store, settings, shown)
     prompts = [writer.encoder.encode_prompt(question.conversation) for question in questions]
     batches = batches_of(prompts, settings.generation.batch_size)
+    served = {"base": False, "tuned": True}.get(settings.scoring.by_server or "")
     pieces = [
         Piece(is_tuned, tuple(batch), [prompts[index] for index in batch])
         for is_tuned in (False, True)
+        if is_tuned != served
         for batch in batches
     ]
     captions: dict[bool, dict[int, Caption]] = {False: {}, True: {}}
@@ -97,6 +103,16 @@ def compare_captions(
             piece = pieces[number]
             captions[piece.is_tuned].update(zip(piece.indices, written, strict=True))
             bar.update(len(written))
+        if served is not None:
+            captioner = ServedCaptioner(base_model, adapter if served else None, settings)
+            for answers in captioner.answered(images, enumerate(question.conversation for question in questions)):
+                captions[served].update(answers)
+                bar.update(len(answers))
+    if refused := [caption.reason for side in captions.values() for caption in side.values() if caption.reason]:
+        raise ServerError(
+            f"The server gave {len(refused)} of {len(questions)} held-out pictures no caption, so the sides cannot be "
+            f"compared; of the first, {refused[0]}. Correct that and run evaluation again."
+        )
     base, tuned = ([captions[side][index] for index in range(len(prompts))] for side in (False, True))
     return _table(questions, images, base, tuned)
 

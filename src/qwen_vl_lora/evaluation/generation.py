@@ -1,4 +1,4 @@
-"""Greedy caption generation in batches of similar length."""
+"""Caption generation in batches of similar length: greedy, or drawn where inference asks for it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import numpy as np
 import torch
 
 from qwen_vl_lora.features.inputs import PictureInputs
+from qwen_vl_lora.inference_parameters import SamplingParameters
 from qwen_vl_lora.model.chat import EncodedConversation
 from qwen_vl_lora.parameters import GenerationParameters
+from qwen_vl_lora.runs.artifacts import digest
+
+GREEDY = SamplingParameters()
+"""The likeliest word each time."""
 
 
 class Caption(NamedTuple):
@@ -19,10 +24,12 @@ class Caption(NamedTuple):
     Attributes:
         text: without special tokens and edge blanks.
         is_cut: whether `max_new_tokens` ended it instead of the model.
+        reason: why a server gave none, as `word: sentence`; else empty.
     """
 
     text: str
     is_cut: bool
+    reason: str = ""
 
 
 def write_captions(
@@ -32,6 +39,7 @@ def write_captions(
     pictures: PictureInputs,
     generation: GenerationParameters,
     description: str | None,
+    sampling: SamplingParameters = GREEDY,
 ) -> list[Caption]:
     """One caption for each prompt, in the order of the prompts.
 
@@ -40,6 +48,7 @@ def write_captions(
     Args:
         prompts: from `ChatEncoder.encode_prompt`.
         description: label of the progress bar; None shows none.
+        sampling: draws of a batch depend on its seed and on the batch's pictures.
     """
     from tqdm import tqdm
 
@@ -48,7 +57,8 @@ def write_captions(
     with tqdm(total=len(prompts), desc=description, unit="caption", leave=False, disable=disable) as bar:
         for batch in batches_of(prompts, generation.batch_size):
             asked = [prompts[index] for index in batch]
-            captions.update(zip(batch, write_batch(model, processor, asked, pictures, generation), strict=True))
+            written = write_batch(model, processor, asked, pictures, generation, sampling)
+            captions.update(zip(batch, written, strict=True))
             bar.update(len(batch))
     return [captions[index] for index in range(len(prompts))]
 
@@ -65,6 +75,7 @@ def write_batch(
     prompts: Sequence[EncodedConversation],
     pictures: PictureInputs,
     generation: GenerationParameters,
+    sampling: SamplingParameters = GREEDY,
 ) -> list[Caption]:
     """One caption for each prompt, all generated at once."""
     from transformers import BatchFeature
@@ -72,8 +83,10 @@ def write_batch(
     tokenizer = processor.tokenizer
     model.eval()
     inputs = BatchFeature(batch_prompts(prompts, tokenizer.pad_token_id, pictures)).to(model.device)
-    with torch.inference_mode():
-        ids = model.generate(**inputs, generation_config=_greedy(model, tokenizer, generation))
+    config = _generation_config(model, tokenizer, generation, sampling)
+    with torch.inference_mode(), torch.random.fork_rng(devices=_devices(model)):
+        torch.manual_seed(seed_of(sampling, [name for prompt in prompts for name in prompt.images]))
+        ids = model.generate(**inputs, generation_config=config)
     written = ids[:, inputs["input_ids"].shape[1] :]
     ends = torch.tensor(end_tokens(model, tokenizer), device=written.device)
     ended = torch.isin(written, ends).any(dim=1).tolist()
@@ -108,15 +121,29 @@ def batch_prompts(prompts: Sequence[EncodedConversation], pad_id: int, pictures:
     return {**inputs, **pictures([name for prompt in prompts for name in prompt.images])}
 
 
-def _greedy(model: Any, tokenizer: Any, generation: GenerationParameters) -> Any:
-    """A greedy generation config; the base's own generation_config samples."""
+def seed_of(sampling: SamplingParameters, images: Sequence[str]) -> int:
+    """The seed for questions about these pictures, so that draws do not depend on what was asked before."""
+    return int(digest([sampling.seed, *images])[:7], 16)
+
+
+def _devices(model: Any) -> list[Any]:
+    """The GPU whose random state draws change."""
+    return [model.device] if model.device.type == "cuda" else []
+
+
+def _generation_config(
+    model: Any, tokenizer: Any, generation: GenerationParameters, sampling: SamplingParameters
+) -> Any:
+    """How tokens are chosen; nothing of the base's own generation_config, which samples, except its ends."""
     from transformers import GenerationConfig
 
+    draws = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
     return GenerationConfig(
         max_new_tokens=generation.max_new_tokens,
         repetition_penalty=generation.repetition_penalty,
-        do_sample=False,
+        do_sample=bool(draws),
         num_beams=1,
         eos_token_id=end_tokens(model, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
+        **draws,
     )

@@ -11,15 +11,20 @@ import importlib.metadata
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from qwen_vl_lora.cluster.work import in_pieces
-from qwen_vl_lora.evaluation.generation import Caption, write_captions
+from qwen_vl_lora.evaluation.generation import GREEDY, Caption, write_captions
 from qwen_vl_lora.evaluation.predictions import YES_OR_NO
+from qwen_vl_lora.evaluation.served import ServedCaptioner
+from qwen_vl_lora.exceptions import ServerError
+from qwen_vl_lora.inference_parameters import SamplingParameters
 from qwen_vl_lora.model.adapter import Adapter
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.model.chat import ChatEncoder
@@ -46,12 +51,19 @@ class Captioner:
         AdapterError: if the adapter was trained on another base.
     """
 
-    def __init__(self, base_model: BaseModel, adapter: Adapter | None, settings: Parameters) -> None:
+    def __init__(
+        self,
+        base_model: BaseModel,
+        adapter: Adapter | None,
+        settings: Parameters,
+        sampling: SamplingParameters = GREEDY,
+    ) -> None:
         if adapter is not None:
             adapter.check_base(base_model)
         self.settings = settings
         self.base_model = base_model
         self.adapter = adapter
+        self.sampling = sampling
 
     @functools.cached_property
     def _model(self) -> Any:
@@ -70,7 +82,18 @@ class Captioner:
         asked = [ask_about(images.by_sha256(sha256).path, self.settings.prompt) for sha256 in sha256s]
         prompts = [encoder.encode_prompt(conversation) for conversation in asked]
         generation = self.settings.generation
-        return write_captions(self._model, self._processor, prompts, encoder.pixels, generation, description)
+        return write_captions(
+            self._model, self._processor, prompts, encoder.pixels, generation, description, self.sampling
+        )
+
+    def written(self, images: ImageStore, sha256s: Sequence[str], known: int) -> Iterator[dict[str, Caption]]:
+        """Captions of pictures in parts, as they are finished, by as many processes as `settings.cluster` says."""
+        settings = self.settings
+        step = settings.generation.batch_size * _BATCHES_PER_NOTE
+        parts = [sha256s[start : start + step] for start in range(0, len(sha256s), step)]
+        write = functools.partial(self.caption, images, description=None)
+        for number, captions in in_pieces(write, parts, settings.cluster, choose_device(settings.device)):
+            yield dict(zip(parts[number], captions, strict=True))
 
     @property
     def key(self) -> str:
@@ -83,6 +106,7 @@ class Captioner:
                 "prompt": self.settings.prompt.model_dump(include={"user", "system"}),
                 "image": settings.image.size,
                 "generation": settings.generation.model_dump(exclude={"batch_size"}),
+                **({"sampling": self.sampling.model_dump()} if self.sampling.temperature else {}),
                 **settings.base_form,
                 "device": choose_device(settings.device).type,
                 "packages": [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "transformers")],
@@ -94,8 +118,16 @@ def _weights_and_config(adapter: Adapter) -> list[Path]:
     return [adapter.path / "adapter_config.json", adapter.path / "adapter_model.safetensors"]
 
 
+def choose_captioner(
+    base_model: BaseModel, adapter: Adapter | None, settings: Parameters
+) -> Captioner | ServedCaptioner:
+    """Captions by the servers of `inference.server` if there are any, else by a model in this process."""
+    kind = ServedCaptioner if settings.inference.server.addresses else Captioner
+    return kind(base_model, adapter, settings, settings.inference.sampling)
+
+
 class CaptionNotes:
-    """The finished captions for one key of a `Captioner`, one JSON line each."""
+    """The finished captions for one key of a captioner, one JSON line each."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -119,6 +151,8 @@ class CaptionNotes:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as file:
             for sha256, caption in captions.items():
+                if caption.reason:  # asked again by the next run
+                    continue
                 note = {"sha256": sha256, "caption": caption.text, "cut": caption.is_cut}
                 file.write(json.dumps(note, ensure_ascii=False) + "\n")
             file.flush()
@@ -126,46 +160,62 @@ class CaptionNotes:
         self.captions.update(captions)
 
 
-def caption_missing(
-    captioner: Captioner, images: ImageStore, missing: Sequence[str], note: Callable[[dict[str, Caption]], None]
-) -> None:
-    """Caption pictures in parts, by as many processes as `settings.cluster` says, and pass each part to `note`."""
-    from tqdm import tqdm
-
-    settings = captioner.settings
-    step = settings.generation.batch_size * _BATCHES_PER_NOTE
-    parts = [missing[start : start + step] for start in range(0, len(missing), step)]
-    write = functools.partial(captioner.caption, images, description=None)
-    with tqdm(total=len(missing), desc="captions", unit="caption", leave=False, disable=None) as bar:
-        for number, captions in in_pieces(write, parts, settings.cluster, choose_device(settings.device)):
-            note(dict(zip(parts[number], captions, strict=True)))
-            bar.update(len(captions))
-
-
-def caption_gathered(captioner: Captioner, gathered: Gathered, notes: CaptionNotes) -> pd.DataFrame:
+def caption_gathered(
+    captioner: Captioner | ServedCaptioner,
+    gathered: Gathered,
+    notes: CaptionNotes,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> pd.DataFrame:
     """Caption what has no note yet.
+
+    Args:
+        left_out: path → reason of named pictures that are not captioned.
 
     Returns:
         A row for each named picture, in order: `image_path,caption,reason,cut`.
+
+    Raises:
+        ServerError: if a server gave no picture a caption.
     """
-    missing = [sha256 for sha256 in gathered.usable if sha256 not in notes.captions]
-    done = len(gathered.usable) - len(missing)
+    wanted = (picture.sha256 for picture in gathered.named if picture.sha256 and picture.path not in left_out)
+    usable = list(dict.fromkeys(wanted))
+    missing = [sha256 for sha256 in usable if sha256 not in notes.captions]
+    done = len(usable) - len(missing)
     if done:
-        logger.info("%d of %d pictures are captioned already.", done, len(gathered.usable))
-    caption_missing(captioner, gathered.images, missing, notes.add)
-    written = [notes.captions[picture.sha256] if picture.sha256 else None for picture in gathered.named]
-    bad = written.count(None)
-    logger.info("%d pictures captioned, %d not usable (see the column `reason`).", len(gathered.named) - bad, bad)
+        logger.info("%d of %d pictures are captioned already.", done, len(usable))
+    with tqdm(total=len(missing), desc="captions", unit="caption", leave=False, disable=None) as bar:
+        for captions in captioner.written(gathered.images, missing, done):
+            notes.add(captions)
+            bar.update(len(captions))
+    refused = [caption for sha256 in usable if (caption := notes.captions[sha256]).reason]
+    if refused and len(refused) == len(usable):
+        raise ServerError(f"The server captioned none of {len(usable)} pictures; of the first, {refused[0].reason}.")
+    return _table(gathered, notes.captions, left_out, captioner.settings.generation.max_new_tokens)
+
+
+def _table(
+    gathered: Gathered, captions: Mapping[str, Caption], left_out: Mapping[str, str], limit: int
+) -> pd.DataFrame:
+    """The rows of `caption_gathered`; logs how many have no caption and how many were cut."""
+    written = [
+        captions[picture.sha256] if picture.sha256 and picture.path not in left_out else None
+        for picture in gathered.named
+    ]
+    reasons = [
+        caption.reason if caption else picture.reason or left_out[picture.path]
+        for picture, caption in zip(gathered.named, written, strict=True)
+    ]
+    bad = sum(map(bool, reasons))
+    logger.info("%d pictures captioned, %d not (see the column `reason`).", len(reasons) - bad, bad)
     cut = sum(caption is not None and caption.is_cut for caption in written)
     if cut:
-        limit = captioner.settings.generation.max_new_tokens
         logger.warning("%d captions were cut at generation.max_new_tokens %d (see the column `cut`).", cut, limit)
     return pd.DataFrame(
         {
             "image_path": [picture.path for picture in gathered.named],
             "caption": [caption.text if caption else "" for caption in written],
-            "reason": [picture.reason for picture in gathered.named],
-            "cut": [YES_OR_NO[caption.is_cut] if caption else "" for caption in written],
+            "reason": reasons,
+            "cut": [YES_OR_NO[caption.is_cut] if caption and not caption.reason else "" for caption in written],
         },
         columns=list(COLUMNS),
     )

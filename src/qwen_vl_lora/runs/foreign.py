@@ -45,8 +45,12 @@ _OPENINGS = (
     "image.allowed_roots",
     "image.more_formats",
     "cluster.address",
+    "inference.server.address",
+    "inference.output.sidecars",
+    "inference.output.jsonl",
+    "inference.output.parquet",
 )
-"""Parameters that fetch pictures, read further files and formats, or send the work to other machines."""
+"""Parameters that fetch pictures, read further files and formats, write files, or send the work to other machines."""
 
 _CATALOG_OPENINGS = frozenset({"trust_remote_code", "image_hosts"})
 _HUB_NAME = re.compile(r"((hf|ms):)?[\w.-]+/[\w.-]+(@.+)?")

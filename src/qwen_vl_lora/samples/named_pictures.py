@@ -39,11 +39,13 @@ class NamedPicture:
         path: as written in the table, or the file's path; bytes that are not UTF-8 as \\udc….
         sha256: of its bytes; None if it is unusable.
         reason: why it is unusable, as `word: sentence`; else empty.
+        file: its file; None if it is unusable, or its bytes are in a table.
     """
 
     path: str
     sha256: str | None
     reason: str = ""
+    file: Path | None = None
 
 
 class LoosePictures(ImageStore):
@@ -186,7 +188,8 @@ class _Checked:
     def add(self, shown: str, source: bytes | Path | RowError, roots: tuple[str, ...]) -> None:
         shown = shown.encode("utf-8", errors="backslashreplace").decode("utf-8")  # a file name may be any bytes
         try:
-            self.named.append(NamedPicture(shown, self._check(source, roots)))
+            sha256 = self._check(source, roots)
+            self.named.append(NamedPicture(shown, sha256, file=source if isinstance(source, Path) else None))
         except RowError as fault:
             self.named.append(NamedPicture(shown, None, f"{fault.reason}: {fault.detail}"))
 

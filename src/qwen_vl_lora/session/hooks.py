@@ -21,6 +21,7 @@ from qwen_vl_lora.datasets.workspace import WorkspaceDataset, places_in
 from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.parameters import Parameters, validate_parameters
 from qwen_vl_lora.pipelines.described import sentence_of
+from qwen_vl_lora.runs.adapters import ADAPTER
 from qwen_vl_lora.runs.artifacts import relative
 from qwen_vl_lora.runs.record_schema import Outcome
 from qwen_vl_lora.runs.run import RunInterruptedError, current_run
@@ -76,6 +77,8 @@ class ProjectHooks:
             )
         refuse_parallel_runner(str(run_params.get("runner")))
         if self._parameters is not None:
+            if self._parameters.inference.adapter == "none":
+                leave_out_adapter(pipeline, catalog)
             check_settings(pipeline, catalog, self._parameters, self._stated)
             check_run(pipeline, catalog, self._parameters)
         self._catalog = catalog
@@ -105,6 +108,27 @@ class ProjectHooks:
         if self._context is not None:
             recipe = shared_settings(self._context, dict(self._context.config_loader["parameters"]))["recipe"]
             tell_results(pipeline, catalog, Path(self._context.project_path), recipe)
+
+
+def leave_out_adapter(pipeline: Pipeline, catalog: Any) -> None:
+    """Give the inference pipeline no adapter: nothing is loaded, looked for or recorded.
+
+    Raises:
+        ParameterError: if the run uses an adapter elsewhere too.
+    """
+    if "captions" not in pipeline.all_outputs():
+        return
+    others = [
+        node.name
+        for node in pipeline.nodes
+        if ADAPTER in {*node.inputs, *node.outputs} and "captions" not in node.outputs
+    ]
+    if others:
+        raise ParameterError(
+            f"inference.adapter is `none`, but the run uses an adapter in {', '.join(others)}. Run inference alone "
+            "(kedro run --pipeline inference), or set inference.adapter: trained."
+        )
+    catalog[ADAPTER].leave_out()
 
 
 class LineageHooks:

@@ -38,7 +38,7 @@ def check_run(pipeline: Pipeline, catalog: CatalogProtocol, settings: Parameters
     inputs = pipeline.inputs()
     computes = bool(pipeline.only_nodes_with_tags("compute").nodes)
     trains = "adapter" in pipeline.all_outputs()
-    if computes:
+    if computes and not _only_asks_servers(pipeline, settings):
         _check_computing(settings)
     if trains:
         _check_training(settings)
@@ -64,6 +64,12 @@ def check_run(pipeline: Pipeline, catalog: CatalogProtocol, settings: Parameters
         _check_cluster(catalog, settings)
     for name in remote:
         _check_input(name, catalog.get(name))
+
+
+def _only_asks_servers(pipeline: Pipeline, settings: Parameters) -> bool:
+    """Whether nothing is computed on this machine, so that its device does not matter."""
+    outputs = pipeline.only_nodes_with_tags("compute").all_outputs()
+    return bool(settings.inference.server.addresses) and outputs == {"captions", "caption_sheet"}
 
 
 def _check_computing(settings: Parameters) -> None:

@@ -16,18 +16,23 @@ from qwen_vl_lora.samples.workspace import Workspace
 
 def caption_pictures(
     base_model: BaseModel,
-    adapter: Adapter,
+    adapter: Adapter | None,
     workspace: Workspace,
     settings: Parameters,
 ) -> tuple[Table, Image.Image]:
     """Caption the pictures that `inference.images` names."""
     inference = settings.inference
-    gathered = gather_pictures([named_place(inference.images)], settings.image, recursive=inference.recursive)
-    from qwen_vl_lora.evaluation.inference import Captioner, CaptionNotes, caption_gathered
+    place = named_place(inference.images)
+    gathered = gather_pictures([place], settings.image, recursive=inference.recursive)
+    from qwen_vl_lora.evaluation.inference import CaptionNotes, caption_gathered, choose_captioner
+    from qwen_vl_lora.evaluation.outputs import Outputs
     from qwen_vl_lora.evaluation.settings import settings_for
 
-    settings = settings_for(adapter, settings, inference.settings_from, asks=True)
-    captioner = Captioner(base_model, adapter, settings)
+    if adapter is not None:
+        settings = settings_for(adapter, settings, inference.settings_from, asks=True)
+    captioner = choose_captioner(base_model, adapter, settings)
     notes = CaptionNotes(workspace.folder("inference") / f"{captioner.key}.jsonl")
-    captions = caption_gathered(captioner, gathered, notes)
-    return captions, draw_sheet({name: notes.captions[name].text for name in gathered.usable}, gathered.images)
+    outputs = Outputs(inference.output, place, gathered.named)
+    captions = caption_gathered(captioner, gathered, notes, outputs.left_out(notes.captions))
+    outputs.write(notes.captions)
+    return captions, draw_sheet({name: caption.text for name, caption in notes.captions.items()}, gathered.images)
