@@ -36,7 +36,7 @@ def found_in(folder: Path, rows: Rows, **changes):
         for row, (name, data, text) in enumerate(rows, start=1)
     ]
     made = collect(source, workspace_folder(folder), settings.captions, settings.image, quarantine_parameters())
-    described = describe_captions(made.caption_table, made.images, made.summary).statistics
+    described = describe_captions(made.samples, made.images, made.summary).statistics
     conversations = build_conversations(made.samples, made.images, settings.prompt)
     split = SplitParameters(test_images=2, validation_images=1, seed=0)
     summary = split_conversations(conversations, made.images, split).summary

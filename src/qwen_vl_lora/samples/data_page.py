@@ -7,15 +7,19 @@ picture, and at most MAX_PICTURES of them.
 
 from __future__ import annotations
 
+import json
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.pages.page import Anchors, picture_data, render_page, ticks
 from qwen_vl_lora.parameters import Parameters
+from qwen_vl_lora.samples.digests import Digests
 from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.tally import sentence
 from qwen_vl_lora.samples.texts import spreadsheet_cell
@@ -91,12 +95,12 @@ def find_all(
         summary: `collection_summary`.
     """
     by_key: dict[Key, Finding] = {}
-    for facet, sample, reason in [
-        *_alike_across_the_split(samples, split_summary),
-        *_suspicious(samples, summary),
-        *_doubled(samples),
-        *_long(samples, images, settings),
-    ]:
+    for facet, sample, reason in chain(
+        _alike_across_the_split(samples, split_summary),
+        _suspicious(samples, summary),
+        _doubled(samples),
+        _long(samples, images, settings),
+    ):
         key = (sample.get("source", ""), sample["row"])
         finding = by_key.setdefault(
             key, Finding(key, sample["id"], _answer(sample), next(iter(sample["images"]), None))
@@ -148,19 +152,27 @@ def _suspicious(samples: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
 
 def _doubled(samples: Sequence[Mapping[str, Any]]) -> _Reasons:
     """Samples with the picture and the answer of an earlier one, or with the picture of an earlier id."""
-    said: dict[tuple[Any, ...], int] = {}
+    import numpy as np
+
     first_id: dict[str, str] = {}
-    for sample in samples:
-        pictures = tuple(sample["images"])
-        if not pictures:
-            continue
-        turns = tuple((turn["role"], turn["text"]) for turn in sample["turns"])
-        earlier = said.setdefault((pictures, turns), sample["row"])
-        named = first_id.setdefault(pictures[0], sample["image_ids"][0])
-        if earlier != sample["row"]:
-            yield "duplicate", sample, f"the same picture and text as row {earlier}"
-        elif named != sample["image_ids"][0]:
-            yield "duplicate", sample, f"the same picture as {named}"
+    said, rows, is_renamed = Digests(), array("q"), bytearray()
+    for place, sample in enumerate(samples):
+        pictures = sample["images"]
+        turns = [(turn["role"], turn["text"]) for turn in sample["turns"]]
+        said.add(json.dumps([pictures, turns] if pictures else place))
+        rows.append(sample["row"])
+        is_renamed.append(
+            bool(pictures) and first_id.setdefault(pictures[0], sample["image_ids"][0]) != sample["image_ids"][0]
+        )
+    numbers = np.frombuffer(rows, dtype=np.int64)
+    earlier = numbers[said.first_places()]
+    is_said = earlier != numbers
+    for place in np.flatnonzero(is_said | np.frombuffer(is_renamed, dtype=bool)).tolist():
+        sample = samples[place]
+        if is_said[place]:
+            yield "duplicate", sample, f"the same picture and text as row {earlier[place]}"
+        else:
+            yield "duplicate", sample, f"the same picture as {first_id[sample['images'][0]]}"
 
 
 def _long(samples: Sequence[Mapping[str, Any]], images: ImageStore, settings: Parameters) -> _Reasons:
@@ -226,7 +238,7 @@ def render_data_page(
 ) -> str:
     """The page, from `find_all`, `caption_statistics` and `split_summary`."""
     counts = Counter(facet for finding in found for facet in finding.facets.split())
-    lengths = [len(_answer(sample).split()) for sample in samples]
+    lengths = Counter(len(_answer(sample).split()) for sample in samples)
     return render_page(
         Path(__file__).parent,
         "data_page",
@@ -258,13 +270,15 @@ class Bar:
     percent: int
 
 
-def _bars(lengths: Sequence[int]) -> list[Bar]:
-    """How many answers have how many words."""
+def _bars(lengths: Mapping[int, int]) -> list[Bar]:
+    """How many answers have how many words, from the number of answers of each length."""
     if not lengths:
         return []
     edges = [round(edge) for edge in ticks(max(*lengths, _MOST_BARS), _MOST_BARS)]
     step = edges[1]
-    counts = Counter(length // step for length in lengths)
+    counts: Counter[int] = Counter()
+    for length, number in lengths.items():
+        counts[length // step] += number
     most = max(counts.values())
     return [
         Bar(
