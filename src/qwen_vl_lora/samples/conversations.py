@@ -11,6 +11,7 @@ An answer with `"loss": false` is context and not trained. Only this module know
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from qwen_vl_lora.samples.texts import find_special_token
 from qwen_vl_lora.samples.turns import check_order
 
 MARKER_START, MARKER_END = "<|vision_start|>", "<|vision_end|>"
+
+_NEAR = 2**16
+"""Rows that may be missing between two numbers before a row is counted by itself."""
 
 _MARKER = re.compile(f"{re.escape(MARKER_START)}(.*?){re.escape(MARKER_END)}", re.DOTALL)
 
@@ -114,17 +118,34 @@ class ConversationsOf(Iterable[dict[str, Any]]):
     prompt: PromptParameters
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        earlier: dict[str | None, Counter[int]] = {}
+        rows: dict[str | None, _Rows] = {}
         for sample in self.samples:
             source, row = sample.get("source"), sample["row"]
             name = f"identity_{row}" if source is None else f"{source}:{row}"
-            rows = earlier.setdefault(source, Counter())
-            rows[row] += 1
-            if rows[row] > 1:
-                name = f"{name}_{rows[row]}"
+            number = rows.setdefault(source, _Rows()).count(row)
+            if number > 1:
+                name = f"{name}_{number}"
             split = {"split": sample["split"]} if "split" in sample else {}
             paths = [self.images.by_sha256(sha256).path for sha256 in sample["images"]]
             yield {"id": name, "conversations": _messages(sample, paths, self.prompt), **split}
+
+
+class _Rows:
+    """How often each row of a source occurred, in 4 bytes a row where they are numbered one after the other."""
+
+    def __init__(self) -> None:
+        self._numbers = array("I")
+        self._far: Counter[int] = Counter()
+
+    def count(self, row: int) -> int:
+        """Return the number of times that the row was counted, with this one."""
+        if row in self._far or not 0 <= row < len(self._numbers) + _NEAR:
+            self._far[row] += 1
+            return self._far[row]
+        if row >= len(self._numbers):
+            self._numbers.extend(bytes(row + 1 - len(self._numbers)))
+        self._numbers[row] += 1
+        return self._numbers[row]
 
 
 def build_conversations(
