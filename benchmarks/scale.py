@@ -115,7 +115,8 @@ def measure(project: Path, table: Path, params: str) -> Record:
 
 def _artifacts(project: Path) -> list[Path]:
     """Files of the tables that data_engineering wrote."""
-    return [path for path in sorted((project / "data").glob("0[235]_*/*/*/*/*.*")) if path.is_file()]
+    found = sorted((project / "data").glob("0[235]_*/*/*/*/*.*"))
+    return [path for path in found if path.is_file() and path.suffix in (".csv", ".json")]
 
 
 def _describe(path: Path) -> Record:

@@ -7,6 +7,7 @@ ids. The side depends only on the seed and the pictures, not on the order of the
 from __future__ import annotations
 
 import hashlib
+import heapq
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -227,14 +228,18 @@ def _hold_out(
 def _describe_near_duplicates(shas_by_side: Mapping[Side, set[str]], images: ImageStore) -> dict[str, Any]:
     """Report pictures on different sides that look alike but have different bytes, for the user to judge."""
     places = {entry.sha256: place for place, entry in enumerate(images)}
-    pairs = [
-        {
-            "sides": [one, other],
-            "images": [images.by_sha256(sha256).path for sha256 in (pair.one, pair.other)],
-            "distance": pair.distance,
-        }
-        for one, other in combinations(SIDES, 2)
-        for pair in find_near_duplicates(shas_by_side[one], shas_by_side[other], places, images.looks)
-    ]
-    pairs.sort(key=lambda pair: (pair["distance"], pair["images"]))
-    return {"count": len(pairs), "nearest": pairs[:MAX_REPORTED_PAIRS]}
+    count, nearest = 0, []
+    for one, other in combinations(SIDES, 2):
+        pairs = find_near_duplicates(shas_by_side[one], shas_by_side[other], places, images.looks)
+        count += len(pairs)
+        least = heapq.nsmallest(MAX_REPORTED_PAIRS, pairs, key=lambda pair: (pair.distance, pair.one, pair.other))
+        nearest += [
+            {
+                "sides": [one, other],
+                "images": [images.by_sha256(sha256).path for sha256 in (pair.one, pair.other)],
+                "distance": pair.distance,
+            }
+            for pair in least
+        ]
+    nearest.sort(key=lambda pair: (pair["distance"], pair["images"]))
+    return {"count": count, "nearest": nearest[:MAX_REPORTED_PAIRS]}
