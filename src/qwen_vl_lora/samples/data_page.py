@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.pages.page import Anchors, picture_data, render_page, ticks
@@ -80,6 +80,20 @@ class Finding:
         return " ".join(dict.fromkeys(facet for facet, _ in self.reasons))
 
 
+class Found(NamedTuple):
+    """The rows to look at.
+
+    Attributes:
+        cards: those with the gravest reason first, at most MAX_CARDS.
+        counts: facet → number of rows.
+        number: of all rows.
+    """
+
+    cards: list[Finding]
+    counts: Mapping[str, int]
+    number: int
+
+
 def find_all(
     samples: Sequence[Mapping[str, Any]],
     images: ImageStore,
@@ -88,28 +102,40 @@ def find_all(
     summary: Mapping[str, Any],
     split_summary: Mapping[str, Any],
     settings: Parameters,
-) -> list[Finding]:
-    """The rows to look at, those with the gravest reason first.
+) -> Found:
+    """Find the rows to look at. All of them may be, so only those that are shown are kept.
 
     Args:
         summary: `collection_summary`.
     """
     by_key: dict[Key, Finding] = {}
+    kept: Counter[str] = Counter()
+    facets_of: dict[str, dict[int, int]] = {}
+    """Source → row → facets, a bit each."""
+    places = list(KINDS)
     for facet, sample, reason in chain(
         _alike_across_the_split(samples, split_summary),
         _suspicious(samples, summary),
         _doubled(samples),
         _long(samples, images, settings),
     ):
-        key = (sample.get("source", ""), sample["row"])
-        finding = by_key.setdefault(
-            key, Finding(key, sample["id"], _answer(sample), next(iter(sample["images"]), None))
-        )
-        finding.reasons.append((facet, reason))
-    found = [*by_key.values(), *_rejected(rejected_samples, rejected_pictures)]
-    places = list(KINDS)
+        source, row = key = (sample.get("source", ""), sample["row"])
+        rows = facets_of.setdefault(source, {})
+        rows[row] = rows.get(row, 0) | 1 << places.index(facet)
+        if key not in by_key:
+            if kept[facet] == MAX_CARDS:  # facets come in the order of the page, so none of those is shown
+                continue
+            kept[facet] += 1
+            by_key[key] = Finding(key, sample["id"], _answer(sample), next(iter(sample["images"]), None))
+        by_key[key].reasons.append((facet, reason))
+    found = [*by_key.values(), *_rejected(rejected_samples.head(MAX_CARDS), rejected_pictures)]
     found.sort(key=lambda finding: min(places.index(facet) for facet, _ in finding.reasons))
-    return _with_pictures(found, images)
+    sets = Counter(facets for rows in facets_of.values() for facets in rows.values())
+    counts = {
+        facet: sum(number for facets, number in sets.items() if facets >> place & 1)
+        for place, facet in enumerate(places)
+    } | {"rejected": len(rejected_samples)}
+    return Found(_with_pictures(found[:MAX_CARDS], images), counts, sets.total() + len(rejected_samples))
 
 
 def _answer(sample: Mapping[str, Any]) -> str:
@@ -230,32 +256,31 @@ def _with_pictures(found: list[Finding], images: ImageStore) -> list[Finding]:
 
 
 def render_data_page(
-    found: Sequence[Finding],
+    found: Found,
     samples: Sequence[Mapping[str, Any]],
     statistics: Mapping[str, Any],
     split_summary: Mapping[str, Any],
     settings: Parameters,
 ) -> str:
     """The page, from `find_all`, `caption_statistics` and `split_summary`."""
-    counts = Counter(facet for finding in found for facet in finding.facets.split())
     lengths = Counter(len(_answer(sample).split()) for sample in samples)
     return render_page(
         Path(__file__).parent,
         "data_page",
         title=f"Data before training: {len(samples)} samples",
         skip_to="rows",
-        found=found[:MAX_CARDS],
-        num_found=len(found),
+        found=found.cards,
+        num_found=found.number,
         num_samples=len(samples),
         num_images=statistics["images"],
         source=sentence(statistics["collection"]),
         statistics=statistics,
         split=split_summary,
-        facets=[(facet, name, counts[facet]) for facet, name in KINDS.items() if counts[facet]],
+        facets=[(facet, name, found.counts[facet]) for facet, name in KINDS.items() if found.counts[facet]],
         kinds=KINDS,
         shown_characters=_SHOWN_CHARACTERS,
         max_length=settings.max_length,
-        num_long=counts["long"],
+        num_long=found.counts["long"],
         lengths=_bars(lengths),
     )
 
