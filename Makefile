@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python scripts/install.py
 
-.PHONY: help run viz test lint test-slow test-cluster house verify-recipe bench bench-gpu bench-peers base-model lock clean
+.PHONY: help run viz test lint test-slow test-cluster house verify-recipe bench bench-gpu bench-scale bench-peers base-model lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ bench: $(VENV)/.installed ## speed and memory against the tutorials' method (abo
 
 bench-gpu: $(VENV)/.installed ## the full-size job with random weights; needs a GPU
 	$(BIN)/python -m benchmarks.gpu
+
+bench-scale: $(VENV)/.installed ## data_engineering of 100,000, 500,000 and 1,000,000 rows: peak memory and time of a row (about 10 minutes)
+	$(BIN)/python -m benchmarks.scale
 
 bench-peers: $(VENV)/.installed ## the same work in TRL, ms-swift and LLaMA-Factory, each in its own environment
 	$(BIN)/python -m benchmarks.peers.run

@@ -10,7 +10,8 @@ from typing import Any
 import numpy  # noqa: F401 -- with pandas, imported before the clock starts, as on the other side
 import pandas  # noqa: F401
 
-from benchmarks.jobs import Job, read_json, write_json
+from benchmarks.jobs import Job, write_json
+from qwen_vl_lora.datasets.tables import SpreadsheetCSVDataset
 from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.model.adapter import Adapter
 from qwen_vl_lora.model.base_model import BaseModel
@@ -20,7 +21,7 @@ from qwen_vl_lora.pipelines.encoding import encode_images
 from qwen_vl_lora.pipelines.evaluation.nodes import generate_captions
 from qwen_vl_lora.pipelines.training.nodes import train_adapter
 from qwen_vl_lora.samples.image_store import ImageStore, publish_files, read_manifest, write_manifest
-from qwen_vl_lora.samples.record_files import write_records
+from qwen_vl_lora.samples.record_files import open_records, write_records
 from qwen_vl_lora.samples.sources import CaptionsFile
 from qwen_vl_lora.samples.workspace import Workspace
 
@@ -120,7 +121,7 @@ def engineer(job: Job) -> dict[str, Any]:
     published = _collect(job, parameters, manifest, files["samples"])
     images = read_manifest(manifest, published)
     conversations = call_node(
-        data_engineering.build_conversations, parameters, samples=read_json(files["samples"]), images=images
+        data_engineering.build_conversations, parameters, samples=open_records(files["samples"]), images=images
     )
     write_records(conversations, files["conversations"])
     del conversations, images
@@ -128,7 +129,7 @@ def engineer(job: Job) -> dict[str, Any]:
     *parts, summary = call_node(
         data_engineering.split_conversations,
         parameters,
-        conversations=read_json(files["conversations"]),
+        conversations=open_records(files["conversations"]),
         images=images,
     )
     for name, part in zip(("train", "validation", "test"), parts, strict=True):
@@ -147,7 +148,7 @@ def _collect(job: Job, parameters: Parameters, manifest: Path, samples_file: Pat
     )
     save_images(staged, manifest)
     write_records(samples, samples_file)
-    table.to_csv(job.scratch / "caption_table.csv", index=False)
+    SpreadsheetCSVDataset(filepath=(job.scratch / "caption_table.csv").as_posix()).save(table)
     rejected.to_csv(job.scratch / "rejected_samples.csv", index=False)
     write_json(job.scratch / "rejected_pictures.json", pictures)
     write_json(job.scratch / "collection_summary.json", summary)

@@ -189,7 +189,7 @@ def write_split(folder: Path, split: str, samples: Iterator[SourceSample], param
     collected = call_node(collect_samples, parameters, captioned_images=samples, workspace=workspace)
     images = save_images(collected.images, folder / split / "manifest.csv")
     conversations = call_node(build_conversations, parameters, samples=collected.samples, images=images)
-    write_json(folder / f"{split}.json", conversations)
+    write_json(folder / f"{split}.json", list(conversations))
 
 
 def prepare_base(job: Job) -> dict[str, Any]:

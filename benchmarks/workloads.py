@@ -78,11 +78,13 @@ class Workload:
     max_new_tokens: int = 128
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
+    storage: Literal["copy", "reference"] = "copy"
 
     @property
     def parameters(self) -> dict[str, Any]:
         """What differs from conf/base: the same for both sides."""
-        image = {"resized_height": self.side, "resized_width": self.side, "min_pixels": None, "max_pixels": None}
+        image: dict[str, Any] = {"resized_height": self.side, "resized_width": self.side, "storage": self.storage}
+        image |= {"min_pixels": None, "max_pixels": None}
         training = {
             **TRAINING,
             "per_device_train_batch_size": self.batch_size,
@@ -119,6 +121,7 @@ _CAPTIONS_5: dict[str, Any] = {"captions": 5, "min_ratio": 6.5, "tolerance": 0.0
 WORKLOADS = (
     Workload("S", "startup", repeats=5, seconds=3, max_ratio=1.6),
     Workload("D_2000", "engineer", images=2_000, repeats=5, seconds=20, min_ratio=2.5),
+    Workload("D_2000_reference", "engineer", images=2_000, repeats=5, seconds=20, min_ratio=3, storage="reference"),
     Workload("W0", "train", base="tiny", images=496, checkpointing=True, seconds=240, min_ratio=4.5, max_memory=0.4),
     Workload("W1_2ep_ckpt", "train", seconds=160, min_ratio=2.2, max_memory=0.8, **_CHECKPOINTED),
     Workload("W1_2ep", "train", seconds=130, min_ratio=2.6, max_memory=0.8),

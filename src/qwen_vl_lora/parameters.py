@@ -90,6 +90,10 @@ class ImageParameters(ParameterGroup):
     max_pixels: PositiveInt | None = Field(description="px; largest area after resizing")
     max_source_pixels: PositiveInt = Field(description="px; a larger original is rejected before it is decoded")
     max_aspect_ratio: float = Field(ge=1, le=_MAX_RATIO, description="a picture with a larger ratio is rejected")
+    storage: Literal["copy", "reference"] = Field(
+        default="copy",  # for runs that were stored before the key existed, as above
+        description="copy: the bytes are stored once, by content. reference: files stay where they are",
+    )
     allowed_roots: list[str] = Field(description="folders outside the project that image paths may be in")
     more_formats: list[Literal["AVIF", "HEIC", "TIFF"]] = Field(
         default=[],  # for runs that were stored before the key existed, as above

@@ -162,7 +162,7 @@ def test_a_difference_in_the_work_is_named():
 def test_an_unknown_workload_is_refused_with_the_names_there_are():
     from benchmarks.workloads import choose
 
-    with pytest.raises(ValueError, match="No workload 'W9'; there are S, D_2000, W0"):
+    with pytest.raises(ValueError, match="No workload 'W9'; there are S, D_2000, D_2000_reference, W0"):
         choose("W9")
     assert [workload.key for workload in choose("W2")] == ["W2", "W2_ckpt"]
     assert [workload.key for workload in choose("W1_2ep,S")] == ["W1_2ep", "S"]

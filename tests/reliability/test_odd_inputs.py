@@ -212,7 +212,7 @@ def test_texts_of_any_kind_are_kept_as_they_are_and_those_that_show_nothing_are_
     rows = [(GOOD_NAMES[0], text) for text in [*KEPT_TEXTS, *BLANK_TEXTS]]
     collected = collected_from(write(folder / "c.csv", csv_of(*rows, header="image_path,caption")))
     assert [sample["turns"][0]["text"] for sample in collected.samples] == KEPT_TEXTS
-    assert collected.caption_table["caption"].tolist() == KEPT_TEXTS
+    assert collected.caption_table.frame()["caption"].tolist() == KEPT_TEXTS
     assert set(reasons(collected).values()) == {"empty_caption"}
     assert_each_row_once(collected, len(rows))
 

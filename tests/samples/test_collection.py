@@ -57,7 +57,7 @@ def test_a_caption_becomes_a_sample_and_a_line_of_the_table(tmp_path):
             "turns": [{"role": "assistant", "text": "A dog."}],
         }
     ]
-    assert collected.caption_table.to_dict("records") == [
+    assert collected.caption_table.frame().to_dict("records") == [
         {
             "image_id": "391895",
             "image_path": f"data/02_intermediate/tiny/images/files/{sha256}.jpg",
@@ -278,7 +278,7 @@ def test_every_random_row_is_kept_or_rejected(tmp_path, rows):
     good = caption(0, jpeg(3), image_id="good one")
     collected = run([good, *rows], tmp_path)
     assert len(collected.samples) + len(collected.rejected_samples) == 1 + len(rows)
-    json.dumps(collected.samples, ensure_ascii=False).encode("utf-8")
+    json.dumps(list(collected.samples), ensure_ascii=False).encode("utf-8")
     table = io.StringIO()
     collected.rejected_samples.to_csv(table, index=False)
     assert len(list(csv.reader(io.StringIO(table.getvalue())))) == 1 + len(collected.rejected_samples)

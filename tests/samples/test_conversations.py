@@ -75,6 +75,14 @@ def test_a_caption_takes_the_tutorials_form(images):
     ]
 
 
+def test_captions_of_one_row_are_numbered_in_any_order_of_rows(images):
+    rows = [3, 10**12, 3, 4, 70_000, 3, -1, 10**12, 4, 70_000, -1]
+    built = build_conversations([{**CAPTION, "row": row} for row in rows], images, prompt_parameters())
+    assert [record["id"].removeprefix("identity_") for record in built] == [
+        "3", "1000000000000", "3_2", "4", "70000", "3_3", "-1", "1000000000000_2", "4_2", "70000_2", "-1_2",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("conversation_id", "row"),
     [("identity_7", 7), ("identity_", 0), ("mine_7", 0), ("identity_7_b", 0), ("identity_٧", 0)],

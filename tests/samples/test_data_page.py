@@ -38,7 +38,7 @@ def found_in(folder: Path, rows: Rows, language: Language = ENGLISH, **changes):
         for row, (name, data, text) in enumerate(rows, start=1)
     ]
     made = collect(source, workspace_folder(folder), settings.captions, settings.image, quarantine_parameters())
-    described = describe_captions(made.caption_table, made.images, made.summary).statistics
+    described = describe_captions(made.samples, made.images, made.summary).statistics
     conversations = build_conversations(made.samples, made.images, settings.prompt)
     split = SplitParameters(test_images=2, validation_images=1, seed=0)
     summary = split_conversations(conversations, made.images, split).summary
@@ -56,12 +56,12 @@ def found_in(folder: Path, rows: Rows, language: Language = ENGLISH, **changes):
 
 
 def reasons(found):
-    return {(row.key[1], facet): reason for row in found for facet, reason in row.reasons}
+    return {(row.key[1], facet): reason for row in found.cards for facet, reason in row.reasons}
 
 
 def test_good_rows_are_counted_and_not_shown(tmp_path):
     found, page = found_in(tmp_path, GOOD)
-    assert found == []
+    assert (found.cards, found.number) == ([], 0)
     assert "12 samples of 12 pictures" in page
     assert "Training uses 9 samples, validation 1, the test 2." in " ".join(page.split())
     assert "No row is rejected, suspicious, doubled or long." in page
@@ -83,8 +83,9 @@ def test_every_kind_of_row_to_look_at_is_found_with_its_reason(tmp_path):
     assert told[16, "rejected"].startswith("empty_caption: ")
     assert told[17, "rejected"].startswith("damaged_image: ")
     assert re.fullmatch(r"about 4\d\d tokens; training leaves out more than max_length 256", told[18, "long"])
-    assert len(found) == 6
-    pictures = {row.key[1]: row.picture for row in found}
+    assert found.number == 6
+    assert found.counts == {"split": 0, "suspicious": 1, "duplicate": 2, "long": 1, "rejected": 2}
+    pictures = {row.key[1]: row.picture for row in found.cards}
     assert pictures[16], "a text is the fault: the picture is shown"
     assert pictures[17] is None
     assert "by an estimate 1." in page
@@ -101,7 +102,7 @@ def test_a_page_in_chinese_keeps_english_in_the_details_of_rejected_rows_only(tm
     ]
     language = data_page.language_of_samples("auto", [{"turns": [{"role": "assistant", "text": "一面墙。"}]}])
     found, page = found_in(tmp_path, [*large, *copies, *others], language)
-    assert {facet for row in found for facet, _ in row.reasons} == {"split", "suspicious", "duplicate", "long"}
+    assert {facet for row in found.cards for facet, _ in row.reasons} == {"split", "suspicious", "duplicate", "long"}
     page = re.sub(r"\w+\.jpg|[0-9a-f]{12}|kedro run --params|captions\.exclude=exclude\.csv|max_length", "", page)
     assert english_in(page.replace("left_out_samples", "")) == set()
     assert "答案的字数" in page
@@ -124,7 +125,8 @@ def test_the_page_of_twenty_thousand_rows_stays_light(tmp_path, monkeypatch):
     monkeypatch.setattr(data_page, "MAX_CARDS", 5)
     again = [(name, data, text) for name, data, text in GOOD]
     found, page = found_in(tmp_path, [*GOOD, *again])
-    assert len(found) == 12
+    assert (found.number, found.counts["duplicate"], len(found.cards)) == (12, 12, 5)
+    assert [row.key[1] for row in found.cards] == [13, 14, 15, 16, 17]
     assert page.count("<article") == 5
     assert page.count("data:image/webp") == 3
     assert "The page shows the first 5 of 12 rows." in " ".join(page.split())

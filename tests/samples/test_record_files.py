@@ -1,12 +1,22 @@
 """Files of records are plain JSON, one record a line."""
 
 import json
+import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_vl_lora.samples.record_files import TooDeep, read_records, write_records
+from qwen_vl_lora.exceptions import DataFormatError
+from qwen_vl_lora.samples.record_files import (
+    Records,
+    RecordsInTheMaking,
+    TooDeep,
+    open_records,
+    read_records,
+    write_records,
+)
 from qwen_vl_lora.strict_json import MAX_DEPTH
 
 
@@ -50,3 +60,66 @@ def test_a_list_that_is_broken_beside_a_deep_record_is_no_json(text):
 def test_beside_a_deep_record_every_other_one_is_read_as_alone(tree):
     records = read_records(f"[{json.dumps(tree)}, {'[' * 100_000}{']' * 100_000}, {json.dumps(tree)}]")
     assert [records[0], records[2]] == [tree, tree]
+
+
+ROWS = [{"id": f"identity_{row}", "text": "一" * (row % 7), "row": row} for row in range(10_000)]
+
+
+@pytest.fixture
+def stored(tmp_path) -> Records:
+    write_records(ROWS, tmp_path / "records.json")
+    return open_records(tmp_path / "records.json")
+
+
+def test_records_are_the_list_that_was_written(stored):
+    assert isinstance(stored, Records)
+    assert stored == ROWS
+    assert ROWS == stored  # noqa: SIM300 - a list asks the records
+    assert stored != ROWS[1:]
+    assert (len(stored), stored[0], stored[-1], stored[5:9:2]) == (10_000, ROWS[0], ROWS[-1], ROWS[5:9:2])
+    with pytest.raises(IndexError):
+        stored[10_000]
+
+
+def test_chosen_records_are_written_as_they_stood(stored, tmp_path):
+    places = np.array([9_999, 3, 4, 0])
+    chosen = stored.choose(places)
+    write_records(chosen, tmp_path / "chosen.json")
+    write_records([ROWS[place] for place in places], tmp_path / "expected.json")
+    assert (tmp_path / "chosen.json").read_bytes() == (tmp_path / "expected.json").read_bytes()
+    assert chosen[1] == ROWS[3]
+
+
+def test_records_are_there_for_another_process_and_after_their_file_was_removed(stored, tmp_path):
+    chosen = pickle.loads(pickle.dumps(stored.choose(np.array([7, 2]))))
+    (tmp_path / "records.json").unlink()
+    assert chosen == [ROWS[7], ROWS[2]]
+    assert stored[9_000] == ROWS[9_000]
+
+
+def test_records_in_the_making_leave_no_file(tmp_path):
+    with RecordsInTheMaking(tmp_path) as made:
+        for row in ROWS:
+            made.append(row)
+        records = made.finish()
+    assert records == ROWS
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(TypeError, match="save them first"):
+        pickle.dumps(records)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "[ ]\n", '[{"a": 1}]', '[\n{"a": 1},\n 2\n]\n', '{"a": 1}', json.dumps(ROWS[:3], indent=0), "[\n1,\n2\n]\n"],
+)
+def test_a_file_of_another_layout_is_read_as_a_whole(text, tmp_path):
+    (tmp_path / "records.json").write_text(text)
+    assert open_records(tmp_path / "records.json") == json.loads(text)
+
+
+def test_a_line_that_is_no_json_is_refused_with_its_file(tmp_path):
+    (tmp_path / "records.json").write_text('[\n{"a": 1},\n{"a": 2\n]\n')
+    records = open_records(tmp_path / "records.json")
+    assert records[0] == {"a": 1}
+    with pytest.raises(DataFormatError, match=r"records\.json has a line that is not a record"):
+        list(records)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import logging
 
-import pandas as pd
 import pytest
 
 from qwen_vl_lora.samples import lettering, statistics
@@ -30,7 +29,7 @@ def described(project, captions: list[tuple[int, str]]):
     collected = collect(
         source, workspace_folder(project), captions_parameters(), image_parameters(), quarantine_parameters()
     )
-    return describe_captions(collected.caption_table, collected.images, collected.summary)
+    return describe_captions(collected.samples, collected.images, collected.summary)
 
 
 def test_numbers_count_rows_images_and_lengths(tmp_path):
@@ -60,25 +59,24 @@ def test_the_sheet_shows_up_to_48_pictures(tmp_path, num_images):
 
 
 def test_no_captions_at_all_are_described_too(tmp_path):
-    table = pd.DataFrame({"caption": pd.Series(dtype="object"), "sha256": pd.Series(dtype="object")})
-    images = collect(
+    collected = collect(
         [SourceSample(1, "a", (), (Turn("user", "Hello"), Turn("assistant", "Hi.")))],
         workspace_folder(tmp_path),
         captions_parameters(),
         image_parameters(),
         quarantine_parameters(),
-    ).images
-    description = describe_captions(table, images, {})
+    )
+    description = describe_captions(collected.samples, collected.images, {})
     assert description.statistics["rows"] == description.statistics["images"] == 0
     assert description.statistics["words"] == {}
 
 
-def test_a_caption_that_pandas_takes_for_missing_counts_as_empty(tmp_path):
+def test_a_caption_that_pandas_takes_for_missing_counts_as_it_is(tmp_path):
     source = [SourceSample(1, "a", (jpeg(),), (Turn("assistant", "null"),))]
     kept = captions_parameters(nothing_words="keep")
     collected = collect(source, workspace_folder(tmp_path), kept, image_parameters(), quarantine_parameters())
-    table = collected.caption_table.assign(caption=[None])
-    assert describe_captions(table, collected.images, collected.summary).statistics["characters"]["p50"] == 0
+    described = describe_captions(collected.samples, collected.images, collected.summary)
+    assert described.statistics["characters"]["p50"] == 4
 
 
 @pytest.mark.parametrize("fonts", ["of this machine", "that refuse controls"])
@@ -91,7 +89,7 @@ def test_captions_whose_line_breaks_are_kept_are_shown(tmp_path, monkeypatch, fo
         for row, text in enumerate(["A dog.\n\nIt runs.", "A\tcat\x0b\x0cor two.", "One\r\nTwo\u2029Three"])
     ]
     collected = collect(source, workspace_folder(tmp_path), kept, image_parameters(), quarantine_parameters())
-    assert describe_captions(collected.caption_table, collected.images, collected.summary).statistics["rows"] == 3
+    assert describe_captions(collected.samples, collected.images, collected.summary).statistics["rows"] == 3
     captions = {image.sha256: "A dog.\n\nIt runs.\t\x00" for image in collected.images}  # as inference writes them
     assert draw_sheet(captions, collected.images).width > THUMBNAIL_SIDE
 

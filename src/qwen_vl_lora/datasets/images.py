@@ -17,6 +17,7 @@ from qwen_vl_lora.samples.image_store import (
     files_folder,
     publish_files,
     read_manifest,
+    require_unchanged,
     write_manifest,
 )
 
@@ -58,12 +59,18 @@ class ImageStoreDataset(AtomicVersionedDataset):
     def check(self) -> None:
         """Refuse a version whose files are not all there, before any node runs. Looks at names only.
 
+        A referred picture is hashed again if the size or the time of its file changed.
+
         Raises:
             MissingArtifactError: naming the version or the first missing file.
+            DataFormatError: naming a referred picture with other bytes.
         """
-        missing = [
-            entry.file_name for entry in read_manifest(self.existing_path(), self._files) if not self._has(entry)
-        ]
+        missing = []
+        for entry in read_manifest(self.existing_path(), self._files):
+            if entry.source:
+                require_unchanged(entry)
+            elif not self._has(entry):
+                missing.append(entry.file_name)
         if missing:
             raise MissingArtifactError(
                 f"{len(missing)} pictures of `images` are missing; the first is {self._files / missing[0]}. "

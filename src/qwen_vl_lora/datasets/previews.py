@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Iterable
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,7 +23,7 @@ from kedro_datasets.text import TextDataset
 from qwen_vl_lora.datasets.adapter import AdapterDataset, StagedDirectoryDataset
 from qwen_vl_lora.datasets.base_model import BaseModelDataset
 from qwen_vl_lora.datasets.images import ImageStoreDataset
-from qwen_vl_lora.samples.record_files import write_records
+from qwen_vl_lora.samples.record_files import open_records, write_records
 
 PICTURE_SIDE = 1400
 """px; a larger sheet is shrunk, so that a page with every preview stays a few MB."""
@@ -57,7 +58,10 @@ class PictureDataset(ImageDataset):
 
 
 class RecordsDataset(JSONDataset):
-    """`json.JSONDataset` for long lists: one record a line, and the preview holds the first records only.
+    """`json.JSONDataset` for long lists: one record a line, each parsed when it is asked for.
+
+    It loads a `Records`: a sequence that is equal to the list, and takes 16 bytes of memory for a record. `list(…)`
+    makes a list of it. A file of another layout is read as a whole. The preview holds the first records only.
 
     ```yaml
     conversations:
@@ -72,7 +76,10 @@ class RecordsDataset(JSONDataset):
     ```
     """
 
-    def save(self, data: list[Any]) -> None:
+    def load(self) -> Any:
+        return open_records(Path(self._get_load_path()))
+
+    def save(self, data: Iterable[Any]) -> None:
         write_records(data, Path(self._get_save_path()))
 
     def preview(self, nrows: int = 5) -> JSONPreview:

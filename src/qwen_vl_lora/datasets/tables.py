@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from kedro_datasets._typing import TablePreview
 from kedro_datasets.pandas import CSVDataset
 
+from qwen_vl_lora.samples.caption_table import CaptionTable
 from qwen_vl_lora.samples.texts import spreadsheet_cell, text_of_cell
 
 
@@ -30,7 +33,10 @@ class SpreadsheetCSVDataset(CSVDataset):
     ```
     """
 
-    def save(self, data: pd.DataFrame) -> None:
+    def save(self, data: pd.DataFrame | CaptionTable) -> None:
+        if isinstance(data, CaptionTable):
+            _write_rows(data, Path(self._get_save_path()))
+            return
         table = _map_texts(data, spreadsheet_cell)
         if any(isinstance(cell, str) and "\r" in cell for _, column in table.items() for cell in column):
             # Python's writer leaves a carriage return unquoted before 3.13, and what follows it begins a new row.
@@ -46,6 +52,19 @@ class SpreadsheetCSVDataset(CSVDataset):
         if not shown["data"] and shown["columns"]:
             shown = {**shown, "index": [0], "data": [["no row", *[""] * (len(shown["columns"]) - 1)]]}
         return TablePreview(shown)
+
+
+def _write_rows(table: CaptionTable, file: Path) -> None:
+    """Write what pandas would write of the whole table, row by row."""
+    with file.open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.writer(
+            lines,
+            lineterminator=os.linesep,
+            quoting=csv.QUOTE_NONNUMERIC if table.has_carriage_return else csv.QUOTE_MINIMAL,
+        )
+        writer.writerow(table.columns)
+        for row in table:
+            writer.writerow([spreadsheet_cell(cell) if isinstance(cell, str) else cell for cell in row])
 
 
 def _map_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:

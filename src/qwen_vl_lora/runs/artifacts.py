@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,16 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
+def digest_of_list(values: Iterable[Any]) -> str:
+    """Return the `digest` of the list of these values, which need not be in memory together."""
+    hashed, before = hashlib.sha256(), "["
+    for value in values:
+        hashed.update(f"{before}{json.dumps(value, sort_keys=True, ensure_ascii=False)}".encode())
+        before = ", "
+    hashed.update(b"[]" if before == "[" else b"]")
+    return hashed.hexdigest()
+
+
 def relative(path: Path, root: Path) -> str:
     """Return the path relative to the project if it is inside, else as it is."""
     for seen, home in ((path.absolute(), root.absolute()), (path.resolve(), root.resolve())):
@@ -118,11 +128,11 @@ def _changed_picture(manifest: Path, root: Path) -> str | None:
     """Check the pictures that a manifest names against their hashes."""
     with manifest.open(encoding="utf-8", newline="") as lines:
         for row in csv.DictReader(lines):
-            path = root / (row.get("path") or "")
-            if not path.is_file():
-                return f"picture {row.get('id')!r}: {row.get('path')} is missing"
-            if file_sha256(path) != row.get("sha256"):
-                return f"picture {row.get('id')!r}: {row.get('path')} has different bytes"
+            place = row.get("source") or row.get("path") or ""
+            if not (root / place).is_file():
+                return f"picture {row.get('id')!r}: {place} is missing"
+            if file_sha256(root / place) != row.get("sha256"):
+                return f"picture {row.get('id')!r}: {place} has different bytes"
     return None
 
 

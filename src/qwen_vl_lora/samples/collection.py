@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.parameters import CaptionsParameters, ImageParameters, QuarantineParameters
+from qwen_vl_lora.samples.caption_table import CaptionTable
 from qwen_vl_lora.samples.exclusions import leave_out
 from qwen_vl_lora.samples.identity import ImageRegister, check_id, image_ids
 from qwen_vl_lora.samples.image_stage import DataFolders, Fetch, ImageStage, Picture
-from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
+from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.looks import stack_looks
+from qwen_vl_lora.samples.record_files import Records, RecordsInTheMaking
 from qwen_vl_lora.samples.records import Rejection, Row, RowError, SourceSample, Turn
-from qwen_vl_lora.samples.rejections import MAX_DETAIL_CHARACTERS, rejection_table, text_column
+from qwen_vl_lora.samples.rejections import MAX_DETAIL_CHARACTERS, rejection_table
 from qwen_vl_lora.samples.source import Reading, as_source
 from qwen_vl_lora.samples.tally import Tally
 from qwen_vl_lora.samples.texts import printable
@@ -49,7 +51,8 @@ class Collected(NamedTuple):
 
     Attributes:
         images: staged pictures; saving the `images` dataset publishes them.
-        samples: `{"row", "id", "image_ids", "images": [sha256, …], "turns": [{"role", "text"}, …]}`.
+        samples: `{"row", "id", "image_ids", "images": [sha256, …], "turns": [{"role", "text"}, …]}`, in a temporary
+            file.
         caption_table: a row for each sample of one picture and one answer.
         rejected_samples: a row for each row of the source that is not in `samples`.
         rejected_pictures: `{"row", "image_id", "source", "picture": data URI or null}` of rejected rows whose picture
@@ -58,8 +61,8 @@ class Collected(NamedTuple):
     """
 
     images: ImageStore
-    samples: list[dict[str, Any]]
-    caption_table: pd.DataFrame
+    samples: Records
+    caption_table: CaptionTable
     rejected_samples: pd.DataFrame
     rejected_pictures: list[dict[str, Any]]
     summary: dict[str, Any]
@@ -93,10 +96,12 @@ def collect(
     folders = DataFolders.of(workspace)
     source = as_source(source).read_as(Reading.of(captions, image))
     fetcher = None if fetch else source.fetcher(image)
-    gathered = _Gathered(ImageStage(folders, image, source.folders, fetcher.fetch if fetcher else fetch))
-    gathered.add_all(source, captions, folders.project, "collect_samples")
-    gathered.require_good_share(quarantine.max_share)
-    return gathered.to_outputs(folders, captions)
+    stage = ImageStage(folders, image, source.folders, fetcher.fetch if fetcher else fetch)
+    with RecordsInTheMaking(folders.stage) as samples:
+        gathered = _Gathered(stage, samples)
+        gathered.add_all(source, captions, folders.project, "collect_samples")
+        gathered.require_good_share(quarantine.max_share)
+        return gathered.to_outputs(folders, captions)
 
 
 def look_over(source: Iterable[Row], project: Path, captions: CaptionsParameters, image: ImageParameters) -> Collected:
@@ -107,9 +112,10 @@ def look_over(source: Iterable[Row], project: Path, captions: CaptionsParameters
     """
     source = as_source(source).read_as(Reading.of(captions, image))
     folders = DataFolders(project, project, project)
-    gathered = _Gathered(ImageStage(folders, image, source.folders, writes=False))
-    gathered.add_all(source, captions, project, "look")
-    return gathered.to_outputs(folders, captions)
+    with RecordsInTheMaking() as samples:
+        gathered = _Gathered(ImageStage(folders, image, source.folders, writes=False), samples)
+        gathered.add_all(source, captions, project, "look")
+        return gathered.to_outputs(folders, captions)
 
 
 def collapses_whitespace(form: str, captions: CaptionsParameters) -> bool:
@@ -196,14 +202,15 @@ def _check_row(row: Row, stage: ImageStage, captions: CaptionsParameters) -> _Ch
 
 
 class _Gathered:
-    """The state of a collection: columns and records of some hundred bytes a row."""
+    """The state of a collection: what it knows of each picture and each rejection. Samples go to a file."""
 
-    def __init__(self, stage: ImageStage) -> None:
+    def __init__(self, stage: ImageStage, samples: RecordsInTheMaking) -> None:
         self._stage = stage
         self._register = ImageRegister()
         self._looks: dict[str, bytes] = {}
-        self._samples: list[dict[str, Any]] = []
-        self._captions: list[tuple[ImageEntry, str]] = []
+        self._samples = samples
+        self._num_samples = self._num_captions = 0
+        self._has_carriage_return = False
         self._rejections: list[Rejection] = []
         self._tally = Tally()
 
@@ -243,10 +250,12 @@ class _Gathered:
                 **({} if given.source is None else {"source": given.source}),
             }
         )
+        self._num_samples += 1
+        self._tally.add(given, checked.turns, checked.pictures, entries)
         answers = [turn.text for turn in checked.turns if turn.role == "assistant"]
-        self._tally.add(given, checked.turns, checked.pictures)
         if len(entries) == 1 and len(answers) == 1:
-            self._captions.append((entries[0], answers[0]))
+            self._num_captions += 1
+            self._has_carriage_return |= "\r" in answers[0]
 
     def require_good_share(self, max_share: float) -> None:
         """Raises: DataFormatError when no rows, or too few, are usable."""
@@ -258,7 +267,7 @@ class _Gathered:
             )
         bad_rows = [rejection for rejection in self._rejections if rejection.reason != "excluded"]
         share = len(bad_rows) / num_rows
-        if share <= max_share and self._samples:
+        if share <= max_share and self._num_samples:
             return
         counts = Counter(rejection.reason for rejection in bad_rows)
         reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
@@ -273,34 +282,19 @@ class _Gathered:
         )
 
     def to_outputs(self, folders: DataFolders, captions: CaptionsParameters) -> Collected:
+        images = ImageStore(folders.stage, self._register.entries, stack_looks(self._looks), published=folders.files)
+        samples = self._samples.finish()
         return Collected(
-            images=ImageStore(folders.stage, self._register.entries, stack_looks(self._looks), published=folders.files),
-            samples=self._samples,
-            caption_table=self._caption_table(),
+            images=images,
+            samples=samples,
+            caption_table=CaptionTable(samples, images, self._num_captions, self._has_carriage_return),
             rejected_samples=rejection_table(self._rejections),
             rejected_pictures=[
                 {"row": bad.row, "image_id": printable(bad.image_id), "source": bad.source, "picture": bad.picture}
                 for bad in self._rejections
                 if bad.picture is not None or bad.reason == "excluded"
             ],
-            summary=self._tally.summary(
-                self._samples, self._rejections, lambda form: collapses_whitespace(form, captions)
-            ),
-        )
-
-    def _caption_table(self) -> pd.DataFrame:
-        import pandas as pd
-
-        entries = [entry for entry, _ in self._captions]
-        return pd.DataFrame(
-            {
-                "image_id": text_column(entry.id for entry in entries),
-                "image_path": text_column(entry.path for entry in entries),
-                "caption": text_column(text for _, text in self._captions),
-                "width": pd.Series([entry.width for entry in entries], dtype="int64"),
-                "height": pd.Series([entry.height for entry in entries], dtype="int64"),
-                "sha256": text_column(entry.sha256 for entry in entries),
-            }
+            summary=self._tally.summary(samples, self._rejections, lambda form: collapses_whitespace(form, captions)),
         )
 
 

@@ -11,6 +11,7 @@ An answer with `"loss": false` is context and not trained. Only this module know
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,17 @@ from typing import Any, NoReturn, overload
 
 from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.parameters import PromptParameters
-from qwen_vl_lora.runs.artifacts import digest
+from qwen_vl_lora.runs.artifacts import digest_of_list
 from qwen_vl_lora.samples.image_store import ImageStore
+from qwen_vl_lora.samples.record_files import Records
 from qwen_vl_lora.samples.records import IMAGE_SLOT, Role, RowError
 from qwen_vl_lora.samples.texts import find_special_token
 from qwen_vl_lora.samples.turns import check_order
 
 MARKER_START, MARKER_END = "<|vision_start|>", "<|vision_end|>"
+
+_NEAR = 2**16
+"""Rows that may be missing between two numbers before a row is counted by itself."""
 
 _MARKER = re.compile(f"{re.escape(MARKER_START)}(.*?){re.escape(MARKER_END)}", re.DOTALL)
 
@@ -65,37 +70,86 @@ class Conversation:
 
 
 class Conversations(Sequence[Conversation]):
-    """Conversations in their stored form, parsed once. A node or command makes it from what the catalog loaded.
+    """Conversations in their stored form. A node or command makes it from what the catalog loaded.
+
+    `Records` of a file are parsed each time that they are asked for, so that they are never in memory together; other
+    records once, at first.
 
     Args:
         records: in the form above.
 
     Raises:
-        DataFormatError: naming the first record without that form.
+        DataFormatError: naming the first record without that form; for `Records`, when it is asked for.
     """
 
     def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:
-        self.records = list(records)
-        self._parsed = tuple(map(parse_conversation, self.records))
+        self.records = records if isinstance(records, Records) else list(records)
+        self._parsed = None if isinstance(records, Records) else tuple(map(parse_conversation, self.records))
 
     @overload
     def __getitem__(self, index: int) -> Conversation: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[Conversation]: ...
     def __getitem__(self, index: int | slice) -> Conversation | Sequence[Conversation]:
-        return self._parsed[index]
+        if self._parsed is not None:
+            return self._parsed[index]
+        if isinstance(index, slice):
+            return tuple(map(parse_conversation, self.records[index]))
+        return parse_conversation(self.records[index])
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return map(parse_conversation, self.records) if self._parsed is None else iter(self._parsed)
 
     def __len__(self) -> int:
-        return len(self._parsed)
+        return len(self.records)
 
     @cached_property
     def sha256(self) -> str:
         """Hex sha256 of the stored form, independent of the order of keys."""
-        return digest(self.records)
+        return digest_of_list(self.records)
+
+
+@dataclass(frozen=True)
+class ConversationsOf(Iterable[dict[str, Any]]):
+    """What `build_conversations` returns of these samples, made one by one each time that it is read."""
+
+    samples: Iterable[Mapping[str, Any]]
+    images: ImageStore
+    prompt: PromptParameters
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        rows: dict[str | None, _Rows] = {}
+        for sample in self.samples:
+            source, row = sample.get("source"), sample["row"]
+            name = f"identity_{row}" if source is None else f"{source}:{row}"
+            number = rows.setdefault(source, _Rows()).count(row)
+            if number > 1:
+                name = f"{name}_{number}"
+            split = {"split": sample["split"]} if "split" in sample else {}
+            paths = [self.images.by_sha256(sha256).path for sha256 in sample["images"]]
+            yield {"id": name, "conversations": _messages(sample, paths, self.prompt), **split}
+
+
+class _Rows:
+    """How often each row of a source occurred, in 4 bytes a row where they are numbered one after the other."""
+
+    def __init__(self) -> None:
+        self._numbers = array("I")
+        self._far: Counter[int] = Counter()
+
+    def count(self, row: int) -> int:
+        """Return the number of times that the row was counted, with this one."""
+        if row in self._far or not 0 <= row < len(self._numbers) + _NEAR:
+            self._far[row] += 1
+            return self._far[row]
+        if row >= len(self._numbers):
+            self._numbers.extend(bytes(row + 1 - len(self._numbers)))
+        self._numbers[row] += 1
+        return self._numbers[row]
 
 
 def build_conversations(
-    samples: Sequence[Mapping[str, Any]], images: ImageStore, prompt: PromptParameters
+    samples: Iterable[Mapping[str, Any]], images: ImageStore, prompt: PromptParameters
 ) -> list[dict[str, Any]]:
     """Write samples in the tutorials' form; `identity_7` is the seventh row of the source, `identity_7_2` its second
     caption. With several sources the id contains the source's name: `coco:7`.
@@ -109,16 +163,7 @@ def build_conversations(
         DataFormatError: when a sample names a picture that is not in `images`, or the number of `<image>` in
             `prompt.user` differs from the number of pictures of a turn.
     """
-    earlier: Counter[str] = Counter()
-    conversations = []
-    for sample in samples:
-        row = f"{sample['source']}:{sample['row']}" if "source" in sample else f"identity_{sample['row']}"
-        earlier[row] += 1
-        name = row if earlier[row] == 1 else f"{row}_{earlier[row]}"
-        split = {"split": sample["split"]} if "split" in sample else {}
-        paths = [images.by_sha256(sha256).path for sha256 in sample["images"]]
-        conversations.append({"id": name, "conversations": _messages(sample, paths, prompt), **split})
-    return conversations
+    return list(ConversationsOf(samples, images, prompt))
 
 
 def ask_alike(samples: Iterable[Mapping[str, Any]], one: PromptParameters, other: PromptParameters) -> bool:

@@ -7,16 +7,20 @@ picture, and at most MAX_PICTURES of them.
 
 from __future__ import annotations
 
+import json
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.pages.language import ENGLISH, Language, Setting, choose_language
 from qwen_vl_lora.pages.page import Anchors, picture_data, render_page, ticks
 from qwen_vl_lora.parameters import Parameters
+from qwen_vl_lora.samples.digests import Digests
 from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.tally import sentence
 from qwen_vl_lora.samples.texts import spreadsheet_cell
@@ -76,6 +80,20 @@ def language_of_samples(setting: Setting, samples: Sequence[Mapping[str, Any]]) 
     return choose_language(setting, map(_answer, samples))
 
 
+class Found(NamedTuple):
+    """The rows to look at.
+
+    Attributes:
+        cards: those with the gravest reason first, at most MAX_CARDS.
+        counts: facet → number of rows.
+        number: of all rows.
+    """
+
+    cards: list[Finding]
+    counts: Mapping[str, int]
+    number: int
+
+
 def find_all(
     samples: Sequence[Mapping[str, Any]],
     images: ImageStore,
@@ -85,27 +103,39 @@ def find_all(
     split_summary: Mapping[str, Any],
     settings: Parameters,
     language: Language = ENGLISH,
-) -> list[Finding]:
-    """The rows to look at, those with the gravest reason first.
+) -> Found:
+    """Find the rows to look at. All of them may be, so only those that are shown are kept.
 
     Args:
         summary: `collection_summary`.
     """
     by_key: dict[Key, Finding] = {}
-    for facet, sample, reason in [
-        *_alike_across_the_split(samples, split_summary, language),
-        *_suspicious(samples, summary, language),
-        *_doubled(samples, language),
-        *_long(samples, images, settings, language),
-    ]:
-        key = (sample.get("source", ""), sample["row"])
-        finding = by_key.setdefault(
-            key, Finding(key, sample["id"], _answer(sample), next(iter(sample["images"]), None))
-        )
-        finding.reasons.append((facet, reason))
-    found = [*by_key.values(), *_rejected(rejected_samples, rejected_pictures, language)]
+    kept: Counter[str] = Counter()
+    facets_of: dict[str, dict[int, int]] = {}
+    """Source → row → facets, a bit each."""
+    for facet, sample, reason in chain(
+        _alike_across_the_split(samples, split_summary, language),
+        _suspicious(samples, summary, language),
+        _doubled(samples, language),
+        _long(samples, images, settings, language),
+    ):
+        source, row = key = (sample.get("source", ""), sample["row"])
+        rows = facets_of.setdefault(source, {})
+        rows[row] = rows.get(row, 0) | 1 << KINDS.index(facet)
+        if key not in by_key:
+            if kept[facet] == MAX_CARDS:  # facets come in the order of the page, so none of those is shown
+                continue
+            kept[facet] += 1
+            by_key[key] = Finding(key, sample["id"], _answer(sample), next(iter(sample["images"]), None))
+        by_key[key].reasons.append((facet, reason))
+    found = [*by_key.values(), *_rejected(rejected_samples.head(MAX_CARDS), rejected_pictures, language)]
     found.sort(key=lambda finding: min(KINDS.index(facet) for facet, _ in finding.reasons))
-    return _with_pictures(found, images)
+    sets = Counter(facets for rows in facets_of.values() for facets in rows.values())
+    counts = {
+        facet: sum(number for facets, number in sets.items() if facets >> place & 1)
+        for place, facet in enumerate(KINDS)
+    } | {"rejected": len(rejected_samples)}
+    return Found(_with_pictures(found[:MAX_CARDS], images), counts, sets.total() + len(rejected_samples))
 
 
 def _answer(sample: Mapping[str, Any]) -> str:
@@ -150,19 +180,27 @@ def _suspicious(samples: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
 
 def _doubled(samples: Sequence[Mapping[str, Any]], language: Language) -> _Reasons:
     """Samples with the picture and the answer of an earlier one, or with the picture of an earlier id."""
-    said: dict[tuple[Any, ...], int] = {}
+    import numpy as np
+
     first_id: dict[str, str] = {}
-    for sample in samples:
-        pictures = tuple(sample["images"])
-        if not pictures:
-            continue
-        turns = tuple((turn["role"], turn["text"]) for turn in sample["turns"])
-        earlier = said.setdefault((pictures, turns), sample["row"])
-        named = first_id.setdefault(pictures[0], sample["image_ids"][0])
-        if earlier != sample["row"]:
-            yield "duplicate", sample, language("same_picture_and_text", row=earlier)
-        elif named != sample["image_ids"][0]:
-            yield "duplicate", sample, language("same_picture", image_id=named)
+    said, rows, is_renamed = Digests(), array("q"), bytearray()
+    for place, sample in enumerate(samples):
+        pictures = sample["images"]
+        turns = [(turn["role"], turn["text"]) for turn in sample["turns"]]
+        said.add(json.dumps([pictures, turns] if pictures else place))
+        rows.append(sample["row"])
+        is_renamed.append(
+            bool(pictures) and first_id.setdefault(pictures[0], sample["image_ids"][0]) != sample["image_ids"][0]
+        )
+    numbers = np.frombuffer(rows, dtype=np.int64)
+    earlier = numbers[said.first_places()]
+    is_said = earlier != numbers
+    for place in np.flatnonzero(is_said | np.frombuffer(is_renamed, dtype=bool)).tolist():
+        sample = samples[place]
+        if is_said[place]:
+            yield "duplicate", sample, language("same_picture_and_text", row=int(earlier[place]))
+        else:
+            yield "duplicate", sample, language("same_picture", image_id=first_id[sample["images"][0]])
 
 
 def _long(
@@ -221,7 +259,7 @@ def _with_pictures(found: list[Finding], images: ImageStore) -> list[Finding]:
 
 
 def render_data_page(
-    found: Sequence[Finding],
+    found: Found,
     samples: Sequence[Mapping[str, Any]],
     statistics: Mapping[str, Any],
     split_summary: Mapping[str, Any],
@@ -229,27 +267,27 @@ def render_data_page(
     language: Language = ENGLISH,
 ) -> str:
     """The page, from `find_all`, `caption_statistics` and `split_summary`."""
-    counts = Counter(facet for finding in found for facet in finding.facets.split())
-    answers = [_answer(sample) for sample in samples]
-    unit = "characters" if choose_language("auto", answers).code == "zh" else "words"  # Chinese has no spaces
-    lengths = [len(text) if unit == "characters" else len(text.split()) for text in answers]
+    # Chinese has no spaces between words.
+    unit = "characters" if language_of_samples("auto", samples).code == "zh" else "words"
+    answers = map(_answer, samples)
+    lengths = Counter(len(text) if unit == "characters" else len(text.split()) for text in answers)
     return render_page(
         Path(__file__).parent,
         "data_page",
         language,
         title=language("data_title", samples=len(samples)),
         skip_to="rows",
-        found=found[:MAX_CARDS],
-        num_found=len(found),
+        found=found.cards,
+        num_found=found.number,
         num_samples=len(samples),
         num_images=statistics["images"],
         source=sentence(statistics["collection"], language),
         statistics=statistics,
         split=split_summary,
-        facets=[(facet, language(f"kind_{facet}"), counts[facet]) for facet in KINDS if counts[facet]],
+        facets=[(facet, language(f"kind_{facet}"), found.counts[facet]) for facet in KINDS if found.counts[facet]],
         shown_characters=_SHOWN_CHARACTERS,
         max_length=settings.max_length,
-        num_long=counts["long"],
+        num_long=found.counts["long"],
         lengths=_bars(lengths, unit, language),
         length_unit=unit,
     )
@@ -265,13 +303,15 @@ class Bar:
     percent: int
 
 
-def _bars(lengths: Sequence[int], unit: str, language: Language) -> list[Bar]:
-    """How many answers have how many words, or characters."""
+def _bars(lengths: Mapping[int, int], unit: str, language: Language) -> list[Bar]:
+    """How many answers have how many words, or characters, from the number of answers of each length."""
     if not lengths:
         return []
     edges = [round(edge) for edge in ticks(max(*lengths, _MOST_BARS), _MOST_BARS)]
     step = edges[1]
-    counts = Counter(length // step for length in lengths)
+    counts: Counter[int] = Counter()
+    for length, number in lengths.items():
+        counts[length // step] += number
     most = max(counts.values())
     return [
         Bar(

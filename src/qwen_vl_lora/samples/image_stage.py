@@ -77,6 +77,9 @@ class Picture(NamedTuple):
     num_bytes: int
     look: bytes
     is_plain: bool
+    source: str = ""
+    modified: int = 0
+    """Both as in `ImageEntry`."""
 
 
 class _Fault(NamedTuple):
@@ -103,6 +106,9 @@ class ImageStage:
         Without `writes` pictures are checked, but nothing is written.
         """
         self._writes = writes
+        self._refers = limits.storage == "reference"
+        self._seen: dict[str, tuple[int, int]] = {}
+        """Size and time of change of files that are referred to, when they were read."""
         self._num_thumbnails = 0
         self._fetch = fetch
         self._address_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -161,6 +167,8 @@ class ImageStage:
             picture.width,
             picture.height,
             picture.num_bytes,
+            picture.source,
+            picture.modified,
         )
 
     def _add_address(self, url: str) -> Picture | _Fault:
@@ -177,11 +185,31 @@ class ImageStage:
 
     def _add_file(self, path: str) -> Picture | _Fault:
         known = self._by_place.get(path)
-        return known or self._add_new(path, lambda: read_allowed_file(path, self._allowed_roots, self._look_alikes))
+        if known is None:
+            refers = self._refers and _is_text(path)
+            if refers and (seen := _size_and_time(path)):  # before it is read: a change during that is noticed later
+                self._seen[path] = seen
+            return self._add_new(path, lambda: read_allowed_file(path, self._allowed_roots, self._look_alikes))
+        if isinstance(known, _Fault) or path not in self._seen or self._seen[path] == _size_and_time(path):
+            return known
+        return self._read_again(path, known)
+
+    def _read_again(self, path: str, known: Picture) -> Picture | _Fault:
+        """Hash a file whose size or time changed since an earlier row."""
+        seen = _size_and_time(path)
+        try:
+            data = read_allowed_file(path, self._allowed_roots)
+        except RowError as fault:
+            return _Fault(fault.reason, f"{path}: {fault.detail}")
+        if hashlib.sha256(data).hexdigest() != known.sha256:
+            return _Fault("changed_image", f"{path}: The file changed since an earlier row named it. Run again.")
+        if seen:
+            self._seen[path] = seen
+        return known
 
     def _add_new(self, place: str, read: Callable[[], bytes]) -> Picture | _Fault:
         try:
-            added = self._add_bytes(read())
+            added = self._add_bytes(read(), place)
         except RowError as fault:
             added = _Fault(fault.reason, fault.detail)
         if isinstance(added, _Fault):
@@ -232,12 +260,12 @@ class ImageStage:
             unfinished.write_text(f"{picture.sha256}{picture.suffix}", encoding="ascii")
             unfinished.replace(note)
 
-    def _add_bytes(self, data: bytes) -> Picture | _Fault:
+    def _add_bytes(self, data: bytes, place: str = "") -> Picture | _Fault:
         sha256 = hashlib.sha256(data).hexdigest()
         with self._lock:
             known = self._by_content.setdefault(sha256, waiting := threading.Event())
         if known is waiting:
-            return self._inspect(data, sha256, waiting)
+            return self._inspect(data, sha256, waiting, place)
         if isinstance(known, threading.Event):
             known.wait()  # another thread is checking this picture, so this cannot block forever
             known = self._by_content[sha256]
@@ -246,13 +274,22 @@ class ImageStage:
         assert not isinstance(known, threading.Event)
         return known
 
-    def _inspect(self, data: bytes, sha256: str, waiting: threading.Event) -> Picture | _Fault:
+    def _inspect(self, data: bytes, sha256: str, waiting: threading.Event, place: str) -> Picture | _Fault:
         try:
             facts = inspect_image(data, self._limits)
-            if self._writes:
+            source, modified = ("", 0) if place not in self._seen else (os.path.realpath(place), self._seen[place][1])
+            if self._writes and not source:
                 self._stage(data, f"{sha256}{facts.suffix}")
             outcome: Picture | _Fault = Picture(
-                sha256, facts.suffix, facts.width, facts.height, len(data), facts.look, facts.is_plain
+                sha256,
+                facts.suffix,
+                facts.width,
+                facts.height,
+                len(data),
+                facts.look,
+                facts.is_plain,
+                source,
+                modified,
             )
             self._by_content[sha256] = outcome
         except RowError as fault:
@@ -331,6 +368,24 @@ def _read_regular_file(path: str) -> bytes:
 def _open_without_waiting(path: str, flags: int) -> int:
     # Without this flag, opening a pipe waits for a writer forever. Windows has no such flag.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _size_and_time(path: str) -> tuple[int, int] | None:
+    """Return bytes and time of the last change in nanoseconds; None if the file cannot be asked."""
+    try:
+        facts = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _is_text(path: str) -> bool:
+    """Whether a manifest can hold the path, and its resolved form: a file name may be any bytes."""
+    try:
+        os.path.realpath(path).encode()
+    except ValueError:
+        return False
+    return True
 
 
 def _holds(file: str, data: bytes) -> bool:

@@ -4,7 +4,8 @@
     <root>/manifest.csv/<version>/manifest.csv     which pictures a version holds
     <root>/manifest.csv/<version>/looks.npy        their difference hashes, so that no later step decodes them again
 
-All versions share the files, which are only added. Knows nothing of rows or captions.
+All versions share the files, which are only added. A referred picture has the same id, hash and content path, but its
+bytes stay in the user's file, whose place and time of change the manifest keeps. Knows nothing of rows or captions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
-from qwen_vl_lora.runs.storage import move
+from qwen_vl_lora.runs.storage import file_sha256, move
 from qwen_vl_lora.samples.image_files import LOOK_BYTES, open_image
 from qwen_vl_lora.samples.looks import Looks
 from qwen_vl_lora.samples.records import RowError
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MANIFEST_COLUMNS = ("id", "sha256", "path", "width", "height", "bytes")
+REFERENCE_COLUMNS = (*MANIFEST_COLUMNS, "source", "modified")
+"""Of a manifest with referred pictures."""
+
 LOOKS_FILE = "looks.npy"
 _REMEDY = "Run `kedro run --pipeline data_engineering` again: it restores the file from the source."
 
@@ -43,6 +47,8 @@ class ImageEntry(NamedTuple):
         suffix: with the dot.
         width, height: pixels, after the EXIF orientation was applied.
         bytes: size of the file.
+        source: absolute path of the user's file, if the picture is referred to and not stored.
+        modified: time of the last change of that file, in nanoseconds.
     """
 
     id: str
@@ -52,11 +58,13 @@ class ImageEntry(NamedTuple):
     width: int
     height: int
     bytes: int
+    source: str = ""
+    modified: int = 0
 
     @property
     def path(self) -> str:
         """The stable content path, relative to the project root, as in conversations and tables."""
-        return f"{self.folder}/{self.file_name}"
+        return f"{self.folder}/{self.sha256}{self.suffix}"
 
     @property
     def file_name(self) -> str:
@@ -120,8 +128,9 @@ class ImageStore:
         return self._require(self._by_id.get(image_id), f"picture with id {image_id!r}")
 
     def file(self, sha256: str) -> Path:
-        """Return the file of a picture."""
-        return self.files / self.by_sha256(sha256).file_name
+        """Return the file of a picture: in the store, or the user's own."""
+        entry = self.by_sha256(sha256)
+        return Path(entry.source) if entry.source else self.files / entry.file_name
 
     def read_bytes(self, sha256: str) -> bytes:
         """Return the original bytes, hashed again so that an altered file is never used.
@@ -131,11 +140,16 @@ class ImageStore:
             DataFormatError: when its content no longer matches its name.
         """
         file = self.file(sha256)
+        refers = bool(self.by_sha256(sha256).source)
+        if refers and not file.is_file():  # nor is a pipe read, which would never end
+            raise _lost(file)
         try:
             data = file.read_bytes()
         except FileNotFoundError as error:
             raise MissingArtifactError(f"The picture {file} is missing. {_REMEDY}") from error
         if hashlib.sha256(data).hexdigest() != sha256:
+            if refers:
+                raise _changed(file)
             raise DataFormatError(f"The picture {file} was altered: its name is no longer its sha256. {_REMEDY}")
         return data
 
@@ -173,14 +187,51 @@ class ImageStore:
         return entry
 
 
+def require_unchanged(entry: ImageEntry) -> None:
+    """Check a referred picture. It is only hashed again if the size or the time of its file changed.
+
+    Raises:
+        MissingArtifactError: when its file does not exist.
+        DataFormatError: when its file has other bytes.
+    """
+    file = Path(entry.source)
+    if not file.is_file():
+        raise _lost(file)
+    facts = file.stat()
+    if (facts.st_size, facts.st_mtime_ns) == (entry.bytes, entry.modified):
+        return
+    if facts.st_size != entry.bytes or file_sha256(file) != entry.sha256:
+        raise _changed(file)
+
+
+def _lost(file: Path) -> MissingArtifactError:
+    return MissingArtifactError(
+        f"The picture {file} is missing; image.storage: reference left it where it was. Put it back, "
+        "or run data_engineering again on rows without it."
+    )
+
+
+def _changed(file: Path) -> DataFormatError:
+    return DataFormatError(
+        f"The picture {file} has other bytes than when data_engineering read it; image.storage: reference left it "
+        "where it was. Restore it, or run data_engineering again."
+    )
+
+
 def publish_files(staged: ImageStore, files: Path) -> None:
     """Move staged bytes into the store. Existing files are kept, because their name is the hash of their content.
 
     Raises:
-        DataFormatError: when a picture is neither staged nor in the store.
+        DataFormatError: when a picture is neither staged nor in the store, or a referred one changed.
     """
     files.mkdir(parents=True, exist_ok=True)
     for entry in staged:
+        if entry.source:
+            try:
+                require_unchanged(entry)
+            except MissingArtifactError as error:  # not as it is, for the reason below
+                raise DataFormatError(str(error)) from error
+            continue
         name = entry.file_name
         try:
             move(staged.files / name, files / name)
@@ -198,13 +249,13 @@ def write_manifest(store: ImageStore, file: Path) -> None:
     import numpy as np
 
     np.save(file.with_name(LOOKS_FILE), store.looks, allow_pickle=False)
+    columns = REFERENCE_COLUMNS if any(entry.source for entry in store.entries) else MANIFEST_COLUMNS
     with file.open("w", encoding="utf-8", newline="") as lines:
         writer = csv.writer(lines)
-        writer.writerow(MANIFEST_COLUMNS)
-        writer.writerows(
-            (spreadsheet_cell(entry.id), entry.sha256, entry.path, entry.width, entry.height, entry.bytes)
-            for entry in store.entries
-        )
+        writer.writerow(columns)
+        for entry in store.entries:
+            row = (spreadsheet_cell(entry.id), entry.sha256, entry.path, entry.width, entry.height, entry.bytes)
+            writer.writerow(row if columns is MANIFEST_COLUMNS else (*row, entry.source, entry.modified))
 
 
 def read_manifest(file: Path, files: Path) -> ImageStore:
@@ -217,7 +268,7 @@ def read_manifest(file: Path, files: Path) -> ImageStore:
     try:
         with file.open(encoding="utf-8", newline="") as lines:
             rows = csv.reader(lines)
-            if tuple(next(rows, ())) != MANIFEST_COLUMNS:
+            if tuple(next(rows, ())) not in (MANIFEST_COLUMNS, REFERENCE_COLUMNS):
                 raise ValueError(f"its columns must be {', '.join(MANIFEST_COLUMNS)}")
             entries = list(_read_entries(rows))
     except FileNotFoundError as error:
@@ -230,7 +281,7 @@ def read_manifest(file: Path, files: Path) -> ImageStore:
 def _read_entries(rows: Iterable[list[str]]) -> Iterator[ImageEntry]:
     texts: dict[str, str] = {}  # folders, suffixes and sizes repeat: keep one object each
     pixels: dict[str, int] = {}
-    for image_id, sha256, path, width, height, size in rows:
+    for image_id, sha256, path, width, height, size, *reference in rows:
         folder, _, name = path.rpartition("/")
         suffix = name[len(sha256) :]
         if not name.startswith(sha256):
@@ -246,6 +297,7 @@ def _read_entries(rows: Iterable[list[str]]) -> Iterator[ImageEntry]:
             pixels[width],
             pixels[height],
             int(size),
+            *((reference[0], int(reference[1])) if reference else ()),
         )
 
 

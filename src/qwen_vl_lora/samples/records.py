@@ -45,6 +45,7 @@ Reason = Literal[
     "outside_allowed_roots",
     "missing_image",
     "unreadable_file",  # no permission, or not a regular file
+    "changed_image",  # other bytes than for an earlier row; only where the file itself is kept (`image.storage`)
     "file_too_large",  # above `image_stage.MAX_FILE_BYTES`
     # The picture itself.
     "empty_file",

@@ -7,6 +7,7 @@ ids. The side depends only on the seed and the pictures, not on the order of the
 from __future__ import annotations
 
 import hashlib
+import heapq
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +16,10 @@ from typing import Any, Literal, NamedTuple
 
 from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.parameters import HeldOut, SplitParameters
-from qwen_vl_lora.samples.conversations import Conversation, Conversations
+from qwen_vl_lora.samples.conversations import parse_conversation
 from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.looks import find_near_duplicates
+from qwen_vl_lora.samples.record_files import Records
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +34,9 @@ Record = dict[str, Any]
 class Split(NamedTuple):
     """The outputs of a split, in the order in which the pipeline names them."""
 
-    train: list[Record]
-    validation: list[Record]
-    test: list[Record]
+    train: Sequence[Record]
+    validation: Sequence[Record]
+    test: Sequence[Record]
     summary: dict[str, Any]
 
 
@@ -47,11 +49,19 @@ def split_conversations(conversations: Sequence[Record], images: ImageStore, spl
     Raises:
         DataFormatError: when there are too few pictures, or a picture would be on two sides.
     """
-    pictures = [_pictures(conversation, images) for conversation in Conversations(conversations)]
-    sides = deal(pictures, [record.get("split") for record in conversations], split)
-    parts = {side: [record for record, own in zip(conversations, sides, strict=True) if own == side] for side in SIDES}
+    known: dict[tuple[str, ...], tuple[str, ...]] = {}  # conversations of equal pictures share one tuple
+    pictures: list[tuple[str, ...]] = []
+    given: list[Side | None] = []
+    has_split = False
+    for record in conversations:
+        shas = tuple(images.by_path(path).sha256 for path in parse_conversation(record).image_paths)
+        pictures.append(known.setdefault(shas, shas))
+        given.append(record.get("split"))
+        has_split = has_split or "split" in record
+    sides = deal(pictures, given, split)
+    parts = {side: _choose(conversations, sides, side) for side in SIDES}
     summary = summarize(sides, pictures, images, split)
-    summary["origin"] = "file" if any("split" in record for record in conversations) else "drawn"
+    summary["origin"] = "file" if has_split else "drawn"
     held_out = summary["images"]
     origin = summary["origin"]
     logger.info(
@@ -64,6 +74,15 @@ def split_conversations(conversations: Sequence[Record], images: ImageStore, spl
         else "by the file's own split",
     )
     return Split(**parts, summary=summary)
+
+
+def _choose(conversations: Sequence[Record], sides: Sequence[Side], side: Side) -> Sequence[Record]:
+    import numpy as np
+
+    places = np.flatnonzero(np.fromiter((own == side for own in sides), bool, len(sides)))
+    if isinstance(conversations, Records):
+        return conversations.choose(places)
+    return [conversations[place] for place in places.tolist()]
 
 
 def deal(pictures: Sequence[Sequence[str]], given: Sequence[Side | None], split: SplitParameters) -> list[Side]:
@@ -171,10 +190,6 @@ def summarize(
     }
 
 
-def _pictures(conversation: Conversation, images: ImageStore) -> tuple[str, ...]:
-    return tuple(images.by_path(path).sha256 for path in conversation.image_paths)
-
-
 def _hold_out(
     groups: list[list[str]],
     side: Literal["test", "validation"],
@@ -213,14 +228,18 @@ def _hold_out(
 def _describe_near_duplicates(shas_by_side: Mapping[Side, set[str]], images: ImageStore) -> dict[str, Any]:
     """Report pictures on different sides that look alike but have different bytes, for the user to judge."""
     places = {entry.sha256: place for place, entry in enumerate(images)}
-    pairs = [
-        {
-            "sides": [one, other],
-            "images": [images.by_sha256(sha256).path for sha256 in (pair.one, pair.other)],
-            "distance": pair.distance,
-        }
-        for one, other in combinations(SIDES, 2)
-        for pair in find_near_duplicates(shas_by_side[one], shas_by_side[other], places, images.looks)
-    ]
-    pairs.sort(key=lambda pair: (pair["distance"], pair["images"]))
-    return {"count": len(pairs), "nearest": pairs[:MAX_REPORTED_PAIRS]}
+    count, nearest = 0, []
+    for one, other in combinations(SIDES, 2):
+        pairs = find_near_duplicates(shas_by_side[one], shas_by_side[other], places, images.looks)
+        count += len(pairs)
+        least = heapq.nsmallest(MAX_REPORTED_PAIRS, pairs, key=lambda pair: (pair.distance, pair.one, pair.other))
+        nearest += [
+            {
+                "sides": [one, other],
+                "images": [images.by_sha256(sha256).path for sha256 in (pair.one, pair.other)],
+                "distance": pair.distance,
+            }
+            for pair in least
+        ]
+    nearest.sort(key=lambda pair: (pair["distance"], pair["images"]))
+    return {"count": count, "nearest": nearest[:MAX_REPORTED_PAIRS]}

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageOps
 
+from qwen_vl_lora.samples.caption_table import captions_in
+from qwen_vl_lora.samples.digests import Digests
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
 from qwen_vl_lora.samples.lettering import choose_lettering, report_undrawn, wrap_text
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    import pandas as pd
     from plotly.graph_objects import Figure
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -38,30 +40,39 @@ class Description(NamedTuple):
 
 
 def describe_captions(
-    caption_table: pd.DataFrame, images: ImageStore, collection_summary: Mapping[str, Any]
+    samples: Iterable[Mapping[str, Any]], images: ImageStore, collection_summary: Mapping[str, Any]
 ) -> Description:
-    """Count, plot and show the captions. The table may be empty if the samples are not captions.
+    """Count, plot and show the captions: the samples of one picture and one answer, which may be none.
 
     Args:
+        samples: read once, and never in memory together.
         collection_summary: what was rejected, changed, ignored and suspicious; returned under `collection`.
     """
     import numpy as np
-    import pandas as pd
 
-    # By default pandas reads a caption such as `null` as missing.
-    texts = ["" if pd.isna(text) else str(text) for text in caption_table["caption"]]
-    shas = list(caption_table["sha256"])
+    shown = {entry.sha256 for entry in _evenly_chosen(images)}
+    caption_by_sha: dict[str, str] = {}  # the first caption of a picture
+    by_picture: Counter[str] = Counter()
+    different = Digests()
+    words, characters = array("q"), array("q")  # Chinese has no spaces
+    for sample, caption in captions_in(samples):
+        sha256 = sample["images"][0]
+        by_picture[sha256] += 1
+        if sha256 in shown:
+            caption_by_sha.setdefault(sha256, caption)
+        different.add(caption)
+        words.append(len(caption.split()))
+        characters.append(len(caption))
     lengths = {
-        "words": np.array([len(text.split()) for text in texts], dtype=np.int64),
-        "characters": np.array([len(text) for text in texts], dtype=np.int64),  # Chinese has no spaces
+        "words": np.frombuffer(words, dtype=np.int64),
+        "characters": np.frombuffer(characters, dtype=np.int64),
     }
-    caption_by_sha = dict(zip(reversed(shas), reversed(texts), strict=True))  # the first caption of a picture
     return Description(
         statistics={
-            "rows": len(texts),
+            "rows": len(words),
             "images": len(images),
-            "captions_per_image": _count_captions_per_image(shas),
-            "duplicate_captions": len(texts) - len(set(texts)),
+            "captions_per_image": _count_captions_per_image(by_picture),
+            "duplicate_captions": len(words) - different.num_different,
             **{name: _percentiles(values) for name, values in lengths.items()},
             **_measure_images(images),
             "collection": dict(collection_summary),
@@ -90,11 +101,7 @@ def draw_sheet(caption_by_sha: Mapping[str, str], images: ImageStore) -> Image.I
 
     A picture or caption that cannot be drawn becomes an empty field and one line in the log.
     """
-    import numpy as np
-
-    entries = list(images)
-    places = np.linspace(0, len(entries) - 1, min(len(entries), SHEET_PICTURES)).round().astype(int)
-    chosen = [entries[place] for place in places]
+    chosen = _evenly_chosen(images)
     num_columns = min(SHEET_COLUMNS, max(len(chosen), 1))
     cell_height = THUMBNAIL_SIDE + CAPTION_LINES * LINE_HEIGHT + 6
     num_rows = max(1, -(-len(chosen) // num_columns))
@@ -108,6 +115,14 @@ def draw_sheet(caption_by_sha: Mapping[str, str], images: ImageStore) -> Image.I
         sheet.paste(caption, (corner[0], corner[1] + THUMBNAIL_SIDE))
     report_undrawn("contact sheet", faults)
     return sheet
+
+
+def _evenly_chosen(images: ImageStore) -> list[ImageEntry]:
+    import numpy as np
+
+    entries = list(images)
+    places = np.linspace(0, len(entries) - 1, min(len(entries), SHEET_PICTURES)).round().astype(int)
+    return [entries[place] for place in places]
 
 
 def _draw_picture(entry: ImageEntry, images: ImageStore, faults: list[Exception]) -> Image.Image:
@@ -131,8 +146,8 @@ def _draw_caption(caption: str, faults: list[Exception]) -> Image.Image:
     return strip
 
 
-def _count_captions_per_image(shas: Sequence[str]) -> dict[str, int]:
-    images_by_number = Counter(Counter(shas).values())
+def _count_captions_per_image(by_picture: Mapping[str, int]) -> dict[str, int]:
+    images_by_number = Counter(by_picture.values())
     return {str(number): images_by_number[number] for number in sorted(images_by_number)}
 
 

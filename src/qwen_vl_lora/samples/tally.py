@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qwen_vl_lora.pages.language import ENGLISH, Language
 from qwen_vl_lora.samples.image_stage import Picture
+from qwen_vl_lora.samples.image_store import ImageEntry
 from qwen_vl_lora.samples.records import Rejection, SourceSample, Turn
 
 MAX_ROWS, MAX_KEYS = 1000, 50
@@ -28,9 +30,18 @@ class Tally:
         self._ignored: Counter[str] = Counter()
         self._splits: Counter[str] = Counter()
         self._plain: dict[str, list[int]] = {}
+        self._sources: Counter[str] = Counter()
+        self._ids: dict[str, str | set[str]] = {}
+        """sha256 of a sample's only picture → its id, or its ids if it has several."""
 
-    def add(self, given: SourceSample, turns: Sequence[Turn], pictures: Sequence[Picture]) -> None:
-        """Count a kept sample with its cleaned turns."""
+    def add(
+        self,
+        given: SourceSample,
+        turns: Sequence[Turn],
+        pictures: Sequence[Picture],
+        entries: Sequence[ImageEntry],
+    ) -> None:
+        """Count a kept sample with its cleaned turns, and its pictures as they are known now."""
         row = (given.source, given.row)
         if row != self._last:  # a row with several captions gives several samples
             self.rows += 1
@@ -41,6 +52,15 @@ class Tally:
         self._changed[given.form] += sum(turn.text not in originals for turn in turns)
         if given.split:
             self._splits[given.split] += 1
+        if given.source is not None:
+            self._sources[given.source] += 1
+        if len(entries) == 1:
+            (entry,) = entries
+            known = self._ids.setdefault(entry.sha256, entry.id)
+            if isinstance(known, set):
+                known.add(entry.id)
+            elif known != entry.id:
+                self._ids[entry.sha256] = {known, entry.id}
         for picture in pictures:
             if picture.is_plain:
                 self._plain.setdefault(picture.sha256, []).append(given.row)
@@ -56,7 +76,6 @@ class Tally:
         Args:
             collapses: whether white space in the texts of a form was collapsed.
         """
-        by_source = Counter(sample["source"] for sample in samples if "source" in sample)
         return {
             "rows": self.rows + len(rejections),
             "samples": len(samples),
@@ -71,8 +90,8 @@ class Tally:
             },
             "ignored_keys": dict(self._ignored.most_common(MAX_KEYS)),
             **({"splits": dict(self._splits)} if self._splits else {}),
-            **({"sources": dict(by_source)} if by_source else {}),
-            "suspicious": [*self._plain_pictures(), *_shared_pictures(samples)],
+            **({"sources": dict(self._sources)} if self._sources else {}),
+            "suspicious": [*self._plain_pictures(), *self._shared_pictures(samples)],
         }
 
     def _plain_pictures(self) -> list[dict[str, Any]]:
@@ -82,34 +101,33 @@ class Tally:
         pictures = list(self._plain)[:MAX_ROWS]
         return [{"kind": "picture_of_one_colour", "samples": len(rows), "rows": rows[:MAX_ROWS], "pictures": pictures}]
 
-
-def _shared_pictures(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Find one picture under many ids with different captions, such as a site's "no longer available" picture."""
-    ids: dict[str, set[str]] = {}
-    for sample in samples:
-        if len(sample["images"]) == 1:
-            ids.setdefault(sample["images"][0], set()).add(sample["image_ids"][0])
-    shared = {sha256 for sha256, names in ids.items() if len(names) >= SHARED_IDS}
-    if not shared:
-        return []
-    rows: dict[str, list[int]] = {}
-    answers: dict[str, set[str]] = {}
-    for sample in samples:
-        sha256 = sample["images"][0] if len(sample["images"]) == 1 else None
-        if sha256 in shared:
-            rows.setdefault(sha256, []).append(sample["row"])
-            answers.setdefault(sha256, set()).add(sample["turns"][-1]["text"])
-    return [
-        {
-            "kind": "one_picture_under_many_ids",
-            "sha256": sha256,
-            "samples": len(found),
-            "captions": len(answers[sha256]),
-            "rows": found[:MAX_ROWS],
-        }
-        for sha256, found in rows.items()
-        if len(answers[sha256]) >= SHARED_IDS
-    ]
+    def _shared_pictures(self, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Find one picture under many ids with different captions, such as a site's "no longer available" picture."""
+        shared = {sha256 for sha256, ids in self._ids.items() if isinstance(ids, set) and len(ids) >= SHARED_IDS}
+        if not shared:
+            return []
+        rows: dict[str, list[int]] = {}
+        answers: dict[str, set[bytes]] = {}
+        numbers: Counter[str] = Counter()
+        for sample in samples:
+            sha256 = sample["images"][0] if len(sample["images"]) == 1 else None
+            if sha256 in shared:
+                numbers[sha256] += 1
+                if numbers[sha256] <= MAX_ROWS:
+                    rows.setdefault(sha256, []).append(sample["row"])
+                text = sample["turns"][-1]["text"].encode()
+                answers.setdefault(sha256, set()).add(hashlib.blake2b(text, digest_size=16).digest())
+        return [
+            {
+                "kind": "one_picture_under_many_ids",
+                "sha256": sha256,
+                "samples": numbers[sha256],
+                "captions": len(answers[sha256]),
+                "rows": found,
+            }
+            for sha256, found in rows.items()
+            if len(answers[sha256]) >= SHARED_IDS
+        ]
 
 
 def sentence(summary: Mapping[str, Any], language: Language = ENGLISH) -> str:

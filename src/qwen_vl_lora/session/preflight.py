@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,14 @@ from qwen_vl_lora.model.parent import find_parent
 from qwen_vl_lora.model.pictures import PictureSizer
 from qwen_vl_lora.parameters import CaptionsParameters, ImageParameters, Parameters, QuarantineParameters
 from qwen_vl_lora.samples.conversations import Conversations
+from qwen_vl_lora.samples.digests import Digests
 from qwen_vl_lora.samples.records import Rejection, Row
 from qwen_vl_lora.samples.source import GivenRows, Reading, Source, as_source
 
 logger = logging.getLogger(__name__)
+
+MAX_QUIET_COPIES = 10 * 10**9
+"""Bytes of pictures that are stored without a word."""
 
 SOURCE = "captioned_images"
 
@@ -161,8 +165,10 @@ def _check_rows(catalog: CatalogProtocol, inputs: set[str], settings: Parameters
         return
     from qwen_vl_lora.training.rows import shared_rows_error
 
-    prompts = [str(_prompt(record["conversations"])) for record in catalog["train_conversations"].load()]
-    if len(set(prompts)) < len(prompts):
+    prompts = Digests()
+    for record in catalog["train_conversations"].load():
+        prompts.add(str(_prompt(record["conversations"])))
+    if prompts.num_different < len(prompts):
         raise shared_rows_error(family)
 
 
@@ -185,27 +191,43 @@ def _check_input(name: str, dataset: Any) -> None:
 def _check_source(catalog: CatalogProtocol, settings: Parameters) -> None:
     reading = Reading.of(settings.captions, settings.image)
     rows = as_source(catalog[SOURCE].load()).read_as(reading)
-    check_files(rows, settings.captions, settings.quarantine, catalog["workspace"].places().project)
+    places = catalog["workspace"].places()
+    num_bytes = check_files(rows, settings.captions, settings.quarantine, places.project)
+    if settings.image.storage == "copy":
+        report_copies(num_bytes, places.images)
+
+
+def report_copies(num_bytes: int, folder: Path) -> None:
+    """Warn if more than MAX_QUIET_COPIES bytes of pictures will be stored."""
+    if num_bytes > MAX_QUIET_COPIES:
+        logger.warning(
+            "The pictures of %s have %.1f GB, and image.storage: copy stores them once more in %s. "
+            "image.storage=reference leaves them where they are; they must then stay there unchanged.",
+            SOURCE,
+            num_bytes / 1e9,
+            folder,
+        )
 
 
 def check_files(
     rows: Source, captions: CaptionsParameters, quarantine: QuarantineParameters, project: Path = Path()
-) -> None:
+) -> int:
     """Refuse a source without rows, or with more bad rows than `quarantine.max_share` allows.
 
-    Checks only that files exist; their contents are checked when they are collected.
+    Checks only that files exist; their contents are checked when they are collected. Returns the bytes of all files of
+    pictures, each counted once; 0 for a source that cannot be read quickly.
 
     Raises:
         DataFormatError: with the number of bad rows and the first of them.
     """
     if not rows.is_quick or isinstance(rows, GivenRows):
-        return
+        return 0
     from qwen_vl_lora.samples.collection import take_rows  # imports pandas, which listing pipelines does not need
 
-    num_rows, faults = 0, []
+    num_rows, faults, files = 0, [], _Files()
     for row in take_rows(rows, captions, project):
         num_rows += 1
-        fault = _fault(row)
+        fault = _fault(row, files)
         if fault is not None:
             faults.append(fault)
     if num_rows == 0:
@@ -220,14 +242,34 @@ def check_files(
             f"{quarantine.max_share:.0%}. The first:\n{shown}\nCorrect the file or its image paths (they are relative "
             "to the file), or raise quarantine.max_share."
         )
+    return files.num_bytes
 
 
-def _fault(row: Row) -> str | None:
+class _Files:
+    """Files that were looked at, by the hashes of their paths: a source may name millions."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self._counted: set[int] = set()
+
+    def has(self, file: Path) -> bool:
+        """Whether there is such a file."""
+        try:
+            facts = file.stat()
+        except (OSError, ValueError):  # a name that is too long, or holds a NUL: the row is bad, not the run
+            return False
+        if not stat.S_ISREG(facts.st_mode):
+            return False
+        if (path := hash(file)) not in self._counted:
+            self._counted.add(path)
+            self.num_bytes += facts.st_size
+        return True
+
+
+def _fault(row: Row, files: _Files) -> str | None:
     if isinstance(row, Rejection):
         if row.reason == "excluded":
             return None
         return f"row {row.row}: {row.reason}: {row.detail}"
-    files = [image for image in row.images if isinstance(image, Path)]
-    # Not Path.is_file, which raises for a name that is too long: the row is bad, not the run.
-    lost = [file for file in files if not os.path.isfile(file)]  # noqa: PTH113
+    lost = [image for image in row.images if isinstance(image, Path) and not files.has(image)]
     return f"row {row.row}: missing_image: {lost[0]} not found" if lost else None

@@ -31,6 +31,7 @@ _COLLECTING = (
     "captions",
     "image.max_source_pixels",
     "image.max_aspect_ratio",
+    "image.storage",
     "image.allowed_roots",
     "image.more_formats",
     "image.allow_urls",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Kedro resolves these annotations to validate parameters: none may move under TYPE_CHECKING.
@@ -34,31 +34,31 @@ def collect_samples(
 
 
 def build_conversations(
-    samples: list[dict[str, Any]], images: ImageStore, prompt: PromptParameters
-) -> list[dict[str, Any]]:
+    samples: Sequence[dict[str, Any]], images: ImageStore, prompt: PromptParameters
+) -> Iterable[dict[str, Any]]:
     """Write samples in the tutorials' JSON form, with the prompt where they have none of their own."""
-    return conversation_form.build_conversations(samples, images, prompt)
+    return conversation_form.ConversationsOf(samples, images, prompt)
 
 
 def split_conversations(
-    conversations: list[dict[str, Any]], images: ImageStore, split: SplitParameters
+    conversations: Sequence[dict[str, Any]], images: ImageStore, split: SplitParameters
 ) -> splitting.Split:
     """Hold out images, by their bytes, with all their conversations."""
     return splitting.split_conversations(conversations, images, split)
 
 
 def describe_captions(
-    caption_table: Table, images: ImageStore, collection_summary: dict[str, Any]
+    samples: Sequence[dict[str, Any]], images: ImageStore, collection_summary: dict[str, Any]
 ) -> statistics.Description:
     """Count, plot and show captions and pictures, and what was left out."""
-    return statistics.describe_captions(caption_table, images, collection_summary)
+    return statistics.describe_captions(samples, images, collection_summary)
 
 
 def build_data_page(
-    samples: list[dict[str, Any]],
+    samples: Sequence[dict[str, Any]],
     images: ImageStore,
     rejected_samples: Table,
-    rejected_pictures: list[dict[str, Any]],
+    rejected_pictures: Sequence[dict[str, Any]],
     caption_statistics: dict[str, Any],
     split_summary: dict[str, Any],
     settings: Parameters,

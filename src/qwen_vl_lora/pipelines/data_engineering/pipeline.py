@@ -45,7 +45,7 @@ def create_pipeline() -> Pipeline:
             ),
             described_node(
                 describe_captions,
-                inputs=["caption_table", "images", "collection_summary"],
+                inputs=["samples", "images", "collection_summary"],
                 outputs=["caption_statistics", "caption_length_plot", "image_sheet"],
             ),
             described_node(

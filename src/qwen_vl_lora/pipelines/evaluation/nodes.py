@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from qwen_vl_lora.features.store import FeatureStore
@@ -17,7 +18,7 @@ def generate_captions(
     adapter: Adapter,
     images: ImageStore,
     image_features: FeatureStore,
-    test_conversations: list[dict[str, Any]],
+    test_conversations: Sequence[dict[str, Any]],
     settings: Parameters,
 ) -> Table:
     """Caption the held-out pictures with the base and the tuned model, everything else equal."""

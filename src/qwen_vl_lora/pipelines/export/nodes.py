@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def merge_adapter(
     base_model: BaseModel,
     adapter: Adapter,
     images: ImageStore,
-    test_conversations: list[dict[str, Any]],
+    test_conversations: Sequence[dict[str, Any]],
     caption_metrics: dict[str, Any],
     workspace: Workspace,
     settings: Parameters,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ def train_adapter(
     base_model: BaseModel,
     images: ImageStore,
     image_features: FeatureStore,
-    train_conversations: list[dict[str, Any]],
-    validation_conversations: list[dict[str, Any]],
+    train_conversations: Sequence[dict[str, Any]],
+    validation_conversations: Sequence[dict[str, Any]],
     workspace: Workspace,
     settings: Parameters,
 ) -> tuple[Path, Table, dict[str, Any], dict[str, Any], Table]:
