@@ -17,7 +17,7 @@ def test_a_short_table_is_measured_and_added_to_what_was_measured_before(tmp_pat
     copied, referred = json.loads(file.read_text(encoding="utf-8"))["runs"]
     assert (copied["rows"], referred["rows"]) == (60, 40)
     assert copied["files"].keys() >= {"samples", "conversations", "caption_table", "train_conversations"}
-    assert 50 < copied["peak_mb"] < 1_500
+    assert copied["peak_mb"] > 50
     assert "| 40 | image.storage=reference |" in file.with_suffix(".md").read_text(encoding="utf-8")
 
 

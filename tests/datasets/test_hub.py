@@ -48,7 +48,7 @@ for project, entry, captions, image in json.loads(sys.argv[1]):
     split = split_conversations(
         conversations, collected.images, SplitParameters(test_images=1, validation_images=1, seed=1)
     ) if len(collected.images) > 2 else None
-    print("\\n" + json.dumps([collected.samples, rejected, conversations, split]))
+    print("\\n" + json.dumps([list(collected.samples), rejected, conversations, split]))
 """
 
 
