@@ -4,8 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python scripts/install.py
-# Read for its file qwen.tiktoken and never imported: see benchmarks/vocabulary.py.
-VOCABULARY := dashscope==2.0.2
 
 .PHONY: help run viz test lint test-slow test-cluster house verify-recipe verify-full-size bench bench-gpu bench-peers base-model lock clean
 
@@ -72,7 +70,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(INSTALL) --no-deps -e .
 	touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-vocabulary.txt $(VENV)/.installed
 	$(INSTALL) -r requirements-dev.txt
-	$(INSTALL) --no-deps $(VOCABULARY)
+	$(INSTALL) --no-deps -r requirements-vocabulary.txt
 	touch $@

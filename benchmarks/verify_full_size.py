@@ -8,9 +8,10 @@ with `device: cpu`, pipeline by pipeline, each a process of its own as a person 
 two optimizer steps of which the second is killed, the rest of the training, captions, the merged model, and the code of
 its card by plain transformers. At the end the training runs once more without a kill: the weights must be equal.
 
-Memory of a part is the largest that its processes had, sampled every INTERVAL seconds: what they allocated (anonymous),
-and with the pages of files, which the system can reclaim (resident). Beside it stands what the part needs by its sizes,
-without torch and the other libraries: for the training what `qwen-vl-lora plan` says.
+Memory of a part is the largest that its processes had, sampled every INTERVAL seconds: what was resident, and of that
+what they allocated themselves. The rest are pages of files, which the system can reclaim: a base that is loaded in its
+own precision is used from its files. The table shows both without what importing the libraries takes, beside what the
+part needs by its sizes: for the training what `qwen-vl-lora plan` says, for the others the weights alone.
 
 Results go to `results/<date>-<machine>-full-size.json` and `.md` after each part. Needs 15 GB of disk and 14 GB of
 memory.
@@ -253,25 +254,25 @@ def _mib(size: int) -> float:
 def render_table(results: Record) -> str:
     """The results as Markdown."""
     parts = {name: part for name, part in results["parts"].items() if "anonymous_mib" in part}
-    libraries = parts["libraries"]["anonymous_mib"]
+    libraries = parts["libraries"]
     lines = [
         f"{results['machine']}; commit {results['commit']}; torch {results['versions']['torch']}, transformers "
         f"{results['versions']['transformers']}, peft {results['versions']['peft']}; {results['threads']} threads.",
         "",
         f"Recipe `{ENV}`, geometry {results['geometry']}, random weights in bfloat16, {PICTURES} pictures, on a CPU.",
         "",
-        "| part | seconds | estimated MiB | measured MiB, less the libraries' | measured MiB | resident MiB |",
-        "|---|---:|---:|---:|---:|---:|",
+        f"Importing the libraries takes {libraries['resident_mib']:,.0f} MiB, "
+        f"{libraries['anonymous_mib']:,.0f} of them allocated; the figures are what a part takes beyond that, in MiB.",
+        "",
+        "| part | seconds | estimated | measured, resident | of it allocated |",
+        "|---|---:|---:|---:|---:|",
     ]
     for name, part in parts.items():
-        less = f"{part['anonymous_mib'] - libraries:,.0f}"
         estimated = f"{part['estimated_mib']:,.0f}" if "estimated_mib" in part else ""
-        figures = (f"{part['wall_s']:,.0f}", estimated, less, *(f"{part[key]:,.0f}" for key in _MEASURED))
-        lines.append(f"| {' | '.join((name, *figures))} |")
+        measured = (f"{max(0, part[key] - libraries[key]):,.0f}" for key in ("resident_mib", "anonymous_mib"))
+        if part is not libraries:
+            lines.append(f"| {' | '.join((name, format(part['wall_s'], ',.0f'), estimated, *measured))} |")
     return "\n".join([*lines, "", *_findings(results["parts"])]) + "\n"
-
-
-_MEASURED = ("anonymous_mib", "resident_mib")
 
 
 def _findings(parts: Record) -> list[str]:
