@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python scripts/install.py
 
-.PHONY: help run viz test lint test-slow test-cluster house verify-recipe bench bench-gpu bench-scale bench-peers base-model lock clean
+.PHONY: help run viz test lint test-slow test-cluster house verify-recipe verify-full-size bench bench-gpu bench-scale bench-peers base-model lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,10 +37,13 @@ test-cluster: $(VENV)/.installed-dev ## the tests on a Ray cluster of two nodes,
 verify-recipe: $(VENV)/.installed ## run a recipe on real weights: make verify-recipe ENV=qwen2_vl_2b_coco
 	$(BIN)/python -m benchmarks.verify_recipe --env $(ENV) --params "$(PARAMS)"
 
+verify-full-size: $(VENV)/.installed-dev ## Qwen2-VL-2B at its true sizes with random weights on a CPU, end to end (under an hour on 2 quiet cores)
+	$(BIN)/python -m benchmarks.verify_full_size
+
 bench: $(VENV)/.installed ## speed and memory against the tutorials' method (about 50 minutes on two quiet cores; MINUTES=40 leaves out what would not end by then)
 	$(BIN)/python -m benchmarks.bench $(if $(MINUTES),--minutes $(MINUTES))
 
-bench-gpu: $(VENV)/.installed ## the full-size job with random weights; needs a GPU
+bench-gpu: $(VENV)/.installed-dev ## the full-size job with random weights; needs a GPU
 	$(BIN)/python -m benchmarks.gpu
 
 bench-scale: $(VENV)/.installed ## data_engineering of 100,000, 500,000 and 1,000,000 rows: peak memory and time of a row (about 10 minutes)
@@ -70,6 +73,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(INSTALL) --no-deps -e .
 	touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-vocabulary.txt $(VENV)/.installed
 	$(INSTALL) -r requirements-dev.txt
+	$(INSTALL) --no-deps -r requirements-vocabulary.txt
 	touch $@

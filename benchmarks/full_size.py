@@ -6,8 +6,8 @@
 
 Memory, speed and correctness need no real weights:
 
-1. a checkpoint of the geometry is built (2b: 4.4 GB, 7b: 16.6 GB on disk), with a small tokenizer whose ids are valid
-   in the full vocabulary: token counts of texts are those of that tokenizer, image tokens are the real ones;
+1. a checkpoint of the geometry is built (2b: 4.4 GB, 7b: 16.6 GB on disk), with Qwen's own vocabulary (see
+   `vocabulary`): tokens of texts and pictures are the real ones;
 2. 16 samples are overfitted; the loss must at least halve, or the command ends with status 1;
 3. `kedro run --env …` goes from pictures to report, with the recipe's own settings, on drawn pictures in the place of
    the recipe's source; peak memory stands beside what `qwen-vl-lora plan` said before.
@@ -145,10 +145,7 @@ def _make_project(folder: Path, options: argparse.Namespace) -> None:
     from benchmarks.replica import draw_samples
     from qwen_vl_lora.tiny.partitions import Partition
 
-    shutil.copytree(PROJECT / "conf", folder / "conf")
-    for name in ("pyproject.toml", ".telemetry"):
-        shutil.copy(PROJECT / name, folder)
-    (folder / "src").mkdir()
+    copy_configuration(folder)
     source = {
         "type": "qwen_vl_lora.datasets.sources.CaptionsFileDataset",
         "filepath": "${runtime_params:captions_file}",
@@ -165,6 +162,14 @@ def _make_project(folder: Path, options: argparse.Namespace) -> None:
             name = f"{sample.id}.jpg"
             (pictures / name).write_bytes(bytes(sample.images[0]))
             writer.writerow((name, sample.turns[-1].text))
+
+
+def copy_configuration(folder: Path) -> None:
+    """A project without data: the configuration alone, because the package is installed."""
+    shutil.copytree(PROJECT / "conf", folder / "conf")
+    for name in ("pyproject.toml", ".telemetry"):
+        shutil.copy(PROJECT / name, folder)
+    (folder / "src").mkdir()
 
 
 def _recipe(env: str) -> dict[str, Any]:

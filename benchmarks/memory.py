@@ -176,6 +176,7 @@ def prepare(cell: Cell, root: Path, device: str) -> dict[str, Any]:
 
 def _job(cell: Cell, folder: Path, base: Path, device: str) -> tuple[Job, Any]:
     from benchmarks import replica
+    from qwen_vl_lora.model.base_model import BaseModel
 
     workload = Workload(
         "memory",
@@ -188,7 +189,8 @@ def _job(cell: Cell, folder: Path, base: Path, device: str) -> tuple[Job, Any]:
         dtype=cell.dtype,
         device=device,
     )
-    lora = {**workload.parameters["lora"], "lora_dropout": cell.dropout}
+    targets = list(BaseModel(name=cell.base, path=base).geometry.projections)
+    lora = {**workload.parameters["lora"], "lora_dropout": cell.dropout, "target_modules": targets}
     changes = {**workload.parameters, "lora": lora, "quantization": cell.quantization}
     options = {"parameters": changes, "images": cell.batch, "captions": cell.captions, "side": cell.side}
     parameters = replica.write_parameters(folder, changes)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks import vocabulary
 from benchmarks.jobs import Job, write_json
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.samples.records import SourceSample, Turn
@@ -25,6 +26,8 @@ from qwen_vl_lora.tiny.partitions import Partition, draw_distinct_scenes
 
 SEED = 42
 JPEG_QUALITY = 90
+SHARD = "2GB"
+"""Largest file of weights: a base of full size has several, as the published ones."""
 SOURCE_SIZE = (480, 360)
 """Pixels of the pictures for data engineering: COCO's shape at three quarters of its size."""
 PROJECT = Path(__file__).parents[1]
@@ -35,7 +38,7 @@ ADAPTER_IMAGES = 160
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of a Qwen2-VL or Qwen2.5-VL. `vocabulary` may be larger than the tokenizer's: ids stay valid."""
+    """Sizes of a Qwen2-VL or Qwen2.5-VL. `vocabulary` may be larger than the tokenizer's, as Qwen's own is."""
 
     hidden: int
     layers: int
@@ -63,16 +66,19 @@ GEOMETRIES = {
 def build_base(
     folder: Path, geometry: Geometry, dtype: str = "float32", device: str = "cpu", *, spread: float = 0.02
 ) -> Path:
-    """Write a base with random weights, the same for the same geometry, and the tiny base's processor.
+    """Write a base with random weights, the same for the same geometry, and a processor.
+
+    A geometry that holds Qwen's vocabulary gets the processor of `vocabulary`, others that of the tiny base.
 
     Args:
         spread: standard deviation of the weights; Qwen's own is 0.02.
     """
     import torch
 
-    from qwen_vl_lora.tiny.tiny_model import build_processor
+    from qwen_vl_lora.tiny import tiny_model
 
-    processor = build_processor(SEED)
+    is_real = geometry.vocabulary >= vocabulary.SIZE
+    processor = vocabulary.build_processor() if is_real else tiny_model.build_processor(SEED)
     model_class, config = _architecture(geometry, processor.tokenizer, spread)
     torch.manual_seed(SEED)
     before = torch.get_default_dtype()
@@ -84,7 +90,7 @@ def build_base(
         torch.set_default_dtype(before)
     ends = config.text_config.eos_token_id
     model.generation_config.update(do_sample=False, repetition_penalty=1.0, eos_token_id=ends, pad_token_id=ends)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=SHARD)
     processor.save_pretrained(folder)
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging.handlers
 import math
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from kedro.framework.startup import bootstrap_project
 
 from command_line import make_project
 from qwen_vl_lora.exceptions import ParameterError, QwenVLLoraError
+from qwen_vl_lora.model.families import FAMILIES, QWEN3_5
+from qwen_vl_lora.model.lora_checks import missed_linear_attention
 from qwen_vl_lora.parameters import validate_parameters
+from qwen_vl_lora.session import sound_settings
 from qwen_vl_lora.session.sound_settings import TINY_PARAMETERS, TINY_SETTINGS, refuse_tiny_settings, stated_keys
 
 PROJECT = Path(__file__).parents[1]
@@ -117,6 +121,23 @@ def test_any_tiny_base_keeps_the_tiny_settings(project, tmp_path):
     assert "billion" in judged(project, "own_captions", size=TINY_PARAMETERS + 1)
     for base in (TINY_BASE, base_of(tmp_path / "by hand", num_hidden_layers=7)):
         assert "the defaults for the tiny base" not in refusal_of(project, "own_captions", base_model=str(base))
+
+
+@pytest.mark.parametrize(("env", "warned"), [("own_captions_qwen", True), ("qwen3_5_4b", False)])
+def test_a_recipe_that_leaves_linear_attention_out_says_so(project, monkeypatch, env, warned):
+    records = logging.handlers.BufferingHandler(1000)  # not caplog: Kedro's configuration takes its handler away
+    monkeypatch.setattr(logging.getLogger(sound_settings.__name__), "handlers", [records])
+    given = {"base_model": "Qwen/Qwen3.5-4B", "device": "cpu"}
+    refusal_of(project, env, **given)
+    lines = [record.getMessage() for record in records.buffer]
+    said = [line for line in lines if "LoRA does not adapt linear attention" in line]
+    assert bool(said) is warned
+    assert not warned or "Add in_proj_qkv, in_proj_z, in_proj_a, in_proj_b, out_proj" in said[0]
+    with KedroSession.create(project_path=project, env=env, runtime_params=given) as session:
+        parameters = validate_parameters(dict(session.load_context().params))
+    for family in FAMILIES:
+        missed = missed_linear_attention(family, parameters.lora)
+        assert bool(missed) is (warned and family is QWEN3_5)
 
 
 def test_a_base_that_cannot_be_read_is_left_to_the_check_of_bases(project, tmp_path):

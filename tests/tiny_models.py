@@ -53,6 +53,7 @@ _VISION = {
     "qwen3_vl": {**_QWEN3_TOWER, "deepstack_visual_indexes": [0, 2]},
     "qwen3_5": _QWEN3_TOWER,
 }
+_WIDTH_OF_FEATURES = {"qwen2_vl": "hidden_size"} | dict.fromkeys(FAMILIES[1:], "out_hidden_size")
 _TEXT = {
     "qwen2_vl": {},
     "qwen2_5_vl": {},
@@ -105,8 +106,12 @@ THINKING_TEMPLATE = """\
 """What Qwen3.5's template does with thoughts: only answers after the last question keep a think block."""
 
 
-def save_tiny_base(folder: Path, processor, family: str, *, tied: bool = True) -> Path:
-    """A random model of `family` with `processor`, as a directory that loads like a real one."""
+def save_tiny_base(folder: Path, processor, family: str, *, tied: bool = True, **text) -> Path:
+    """A random model of `family` with `processor`, as a directory that loads like a real one.
+
+    Args:
+        text: keys of the language model's config in place of the tiny ones.
+    """
     config_class, model_class = _CLASSES[family]
     processor = _processor_of(family, processor)
     ids = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
@@ -124,8 +129,9 @@ def save_tiny_base(folder: Path, processor, family: str, *, tied: bool = True) -
             "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": ids["<|endoftext|>"],
             **_TEXT[family],
+            **text,
         },
-        vision_config=_VISION[family],
+        vision_config={**_VISION[family], _WIDTH_OF_FEATURES[family]: text.get("hidden_size", HIDDEN)},
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],

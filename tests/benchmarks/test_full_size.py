@@ -25,6 +25,24 @@ def test_a_recipe_runs_as_a_whole_on_random_weights(tmp_path, monkeypatch, env):
     assert results["recipe"]["training"]["samples"] == 20
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_all_parts_of_make_verify_full_size_run_on_a_narrow_model(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(PROJECT))
+    from benchmarks import verify_full_size
+
+    assert verify_full_size.main(["--toy", "--out", str(tmp_path)]) == 0
+    (file,) = tmp_path.glob("*-full-size-toy.json")
+    parts = json.loads(file.read_text(encoding="utf-8"))["parts"]
+    assert parts["build"]["vocabulary"] == 151_657
+    assert parts["plan"]["tokens_are_estimated"] is False
+    assert parts["training, resumed"]["resumed_from"] == "checkpoint-1"
+    assert parts["training, not interrupted"]["weights_are_equal"]
+    assert parts["plain transformers"]["wrote_characters"] > 0
+    table = file.with_suffix(".md").read_text(encoding="utf-8")
+    assert all(f"| {name} |" in table for name, part in parts.items() if "estimated_mib" in part)
+
+
 @pytest.mark.parametrize(
     ("geometry", "name"), [("2b", "Qwen/Qwen2-VL-2B-Instruct"), ("7b", "Qwen/Qwen2.5-VL-7B-Instruct")]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import mmap
 import os
 from pathlib import Path
 
@@ -65,6 +66,15 @@ def hub_environment(server: HubServer, folder: Path) -> dict[str, str]:
 def files_of(folder: Path) -> dict[str, bytes]:
     """A model's directory as a repository."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def mapped_files_of(folder: Path) -> dict[str, memoryview]:
+    """`files_of` for a model of gigabytes: its files are read from the disk when they are asked for."""
+    mapped = {}
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            mapped[path.name] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    return mapped
 
 
 def add_coco(

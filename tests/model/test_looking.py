@@ -68,5 +68,6 @@ def test_what_was_learned_from_each_level_is_lost_when_it_is_blank(base, feature
     everything, none = len(PAIRS), len(PAIRS) // PICTURES
     assert right(model, inputs) == (everything, everything)
     assert right(model, blanked(inputs)) == (none, none)
+    # Each on its own: the word that it gave is lost, and so is every caption, which has both words.
     assert right(model, without(inputs, "pooler_output"))[0] <= none
     assert right(model, without(inputs, "deepstack_features"))[1] <= none

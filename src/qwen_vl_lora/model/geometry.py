@@ -7,6 +7,24 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class LinearAttention:
+    """Sizes of the layers whose attention is linear, with a recurrent state (Gated DeltaNet).
+
+    Attributes:
+        layers: how many there are.
+        heads: of the values; queries and keys are repeated to as many.
+        key, value: width of one head.
+        mixed: width of queries, keys and values together, before they are repeated.
+    """
+
+    layers: int
+    heads: int
+    key: int
+    value: int
+    mixed: int
+
+
+@dataclass(frozen=True)
 class Geometry:
     """Sizes of a model, named as in config.json where those names are clear.
 
@@ -23,6 +41,8 @@ class Geometry:
             outputs.
         tower_rest: number of the other parameters of the tower.
         feature_levels: number of tensors (image tokens, hidden) for a picture in the language model.
+        linear: the layers with linear attention among `layers`, if there are any; `queries`, `key_values` and `normed`
+            are those of the other layers.
         unloaded: number of parameters in a published checkpoint that the model does not load.
     """
 
@@ -39,6 +59,7 @@ class Geometry:
     tower: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     tower_rest: int = 0
     feature_levels: int = 1
+    linear: LinearAttention | None = None
     unloaded: int = 0
 
     @property

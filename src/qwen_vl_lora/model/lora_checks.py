@@ -20,6 +20,20 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def missed_linear_attention(family: Family, lora: LoraParameters) -> str:
+    """A warning if `target_modules` lists layers of full attention and none of linear attention; else an empty text."""
+    targets = [] if isinstance(lora.target_modules, str) else lora.target_modules
+    names = {target.rpartition(".")[2] for target in targets}
+    full = [name for name in ("q_proj", "k_proj", "v_proj", "o_proj") if name in names]
+    if not full or not family.linear_attention or names & set(family.linear_attention):
+        return ""
+    return (
+        f"LoRA does not adapt linear attention, which most layers of {family.name} have: lora.target_modules lists "
+        f"{', '.join(full)} of the layers with full attention alone. Add {', '.join(family.linear_attention)}, as the "
+        "recipe qwen3_5_4b does, unless that is meant."
+    )
+
+
 def faults_of_names(
     modules: Mapping[str, nn.Module], lora: LoraParameters, vision: str, family: Family, *, quantized: bool
 ) -> list[str]:

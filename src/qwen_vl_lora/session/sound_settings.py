@@ -21,7 +21,8 @@ from kedro.pipeline import Pipeline
 
 from qwen_vl_lora.exceptions import ParameterError, QwenVLLoraError
 from qwen_vl_lora.hub.repositories import parse_repository
-from qwen_vl_lora.model.families import family_of_published
+from qwen_vl_lora.model.families import Family, family_of_published
+from qwen_vl_lora.model.lora_checks import missed_linear_attention
 from qwen_vl_lora.model.shipped_base import DRAWINGS, DRAWINGS_ONLY, FINGERPRINT
 from qwen_vl_lora.parameters import Parameters
 
@@ -127,11 +128,13 @@ def check_settings(
         named_place(parameters.inference.images)
     if "adapter" in outputs:
         dataset: Any = catalog["base_model"]
-        size, source = _size(dataset), catalog.get("captioned_images")
+        (family, size), source = _family_and_size(dataset), catalog.get("captioned_images")
         refuse_tiny_settings(str(dataset._describe()["model"]), size, parameters, stated)
         is_drawn = source is None or type(source).__name__ == DRAWINGS
         if 0 < size <= TINY_PARAMETERS and not is_drawn and dataset.load().fingerprint == FINGERPRINT:
             logger.warning(DRAWINGS_ONLY)
+        if family is not None and (missed := missed_linear_attention(family, parameters.lora)):
+            logger.warning(missed)
 
 
 def refuse_tiny_settings(base: str, size: float, parameters: Parameters, stated: frozenset[str] | None) -> None:
@@ -165,21 +168,22 @@ def refuse_tiny_settings(base: str, size: float, parameters: Parameters, stated:
     )
 
 
-def _size(dataset: Any) -> float:
-    """Return the number of parameters of the base, from its config.json or from the published sizes.
+def _family_and_size(dataset: Any) -> tuple[Family | None, float]:
+    """Return the base's family and its number of parameters, from its config.json or from the published sizes.
 
-    0 if the base is missing or unusable; other checks report that.
+    0 parameters if the base is missing or unusable; other checks report that.
     """
     if dataset.exists():
         try:
-            return float(dataset.load().geometry.parameters)
+            base = dataset.load()
+            return base.family, float(base.geometry.parameters)
         except (QwenVLLoraError, DatasetError, ArithmeticError, AttributeError, TypeError, ValueError):
-            return 0
+            return None, 0
     repository = parse_repository("model", str(dataset._describe()["model"]))
     if repository is None:
-        return 0
+        return None, 0
     family = family_of_published(repository.id)
-    return family.published_geometry(repository.id).parameters if family else math.inf
+    return family, family.published_geometry(repository.id).parameters if family else math.inf
 
 
 def _shown(value: Any) -> str:

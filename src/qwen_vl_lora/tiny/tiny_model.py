@@ -103,7 +103,11 @@ class TinySizes:
 
 def build_processor(seed: int) -> Qwen2VLProcessor:
     """Train a vocabulary on the scenes' texts and combine it with Qwen2-VL's own preprocessing."""
-    tokenizer = _train_tokenizer(random.Random(f"vocabulary/{seed}"))
+    return processor_of(_train_tokenizer(random.Random(f"vocabulary/{seed}")))
+
+
+def processor_of(tokenizer: Qwen2Tokenizer) -> Qwen2VLProcessor:
+    """Combine a tokenizer with Qwen2-VL's own preprocessing and chat format."""
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(),
         tokenizer=tokenizer,
@@ -167,15 +171,23 @@ def _train_tokenizer(rng: random.Random) -> Qwen2Tokenizer:
     )
     trained.train_from_iterator(_corpus(rng), trainer)
     bpe = json.loads(trained.to_str())["model"]
-    first_special = len(bpe["vocab"])
-    specials = {token: first_special + offset for offset, token in enumerate(SPECIAL_TOKENS)}
+    return tokenizer_of(bpe["vocab"], [tuple(merge) for merge in bpe["merges"]], 4096)
+
+
+def tokenizer_of(vocabulary: dict[str, int], merges: list[tuple[str, str]], longest: int) -> Qwen2Tokenizer:
+    """Qwen2-VL's tokenizer of a vocabulary, whose ids are followed by those of the special tokens.
+
+    Args:
+        longest: tokens of the longest text, as the tokenizer states it.
+    """
+    specials = {token: len(vocabulary) + offset for offset, token in enumerate(SPECIAL_TOKENS)}
     return Qwen2Tokenizer(
-        vocab=bpe["vocab"] | specials,
-        merges=[tuple(merge) for merge in bpe["merges"]],
+        vocab=vocabulary | specials,
+        merges=merges,
         eos_token=IM_END,
         pad_token=END_OF_TEXT,
         additional_special_tokens=list(SPECIAL_TOKENS[1:]),
-        model_max_length=4096,
+        model_max_length=longest,
         # Batched generation continues each prompt at its last token.
         padding_side="left",
     )

@@ -27,9 +27,19 @@ vocabulary, `s` scored tokens, `k` positions whose logits are kept.
                             backward = the same as above, + b h t
 
 The update itself needs no memory, because AdamW is fused. Left out: the CUDA context (0.5 to 0.7 GiB outside torch's
-count), the allocator's gaps, DoRA's scratch, the activations of an adapted tower, and what layers with linear
-attention keep besides a full layer's. `benchmarks/memory.py` compares
+count), the allocator's gaps, DoRA's scratch, and the activations of an adapted tower. `benchmarks/memory.py` compares
 this with measured peaks.
+
+A layer with linear attention (Qwen3.5) keeps other tensors in place of queries, keys, values and attention's output.
+`H` is the number of heads, `v` the width of all values, `d` the size of one head's state, `m` the width of queries,
+keys and values before the heads, and `c` the tokens with every row padded to chunks of 64:
+
+    in half precision  c (64 v + 4 m + 896 H + 8 H d / 64)    transformers' own code computes in float32 and keeps
+    in float32         c (76 v + 8 m + 1316 H + 4 H d / 64)   copies in half precision; measured with Qwen3.5-4B's sizes
+
+The layers with full attention there keep a gate and the gated output too: 4 q in place of 2 q. The package
+flash-linear-attention, where it is installed, keeps less. With checkpointing the larger of the two kinds of layers
+counts as `layer`; without, each kind as often as it occurs.
 """
 
 from __future__ import annotations
@@ -56,7 +66,13 @@ GAPS = 1.06
 PACKED_BASE = "quantization: nf4"
 """The setting with which the base needs the least memory."""
 
+CHUNK = 64
+"""Tokens that transformers' linear attention computes at once."""
+
 BYTES_OF_DTYPE = {"float32": 4, "bfloat16": 2, "float16": 2}
+_KEPT_BY_LINEAR_ATTENTION = {2: (64, 4, 896, 8), 4: (76, 8, 1316, 4)}
+"""Bytes for one token, by the bytes of a number: times values, queries with keys and values, heads, states."""
+
 _BYTES_OF_QUANTIZED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1 + 4 / 1024}
 
 
@@ -68,6 +84,7 @@ class PassShape:
         tokens: rows times the longest row, because padding is computed too.
         scored: tokens of the answers.
         kept: rows times the positions whose logits are computed.
+        rows: of the pass.
         masked: whether rows have several answers or differ in length, which needs a mask.
     """
 
@@ -75,6 +92,12 @@ class PassShape:
     scored: int
     kept: int
     masked: bool
+    rows: int = 1
+
+    @property
+    def chunked(self) -> int:
+        """Tokens with each row padded to whole chunks of linear attention."""
+        return self.rows * CHUNK * -(-self.tokens // (self.rows * CHUNK))
 
     @classmethod
     def of_rows(cls, rows: Sequence[Row]) -> PassShape:
@@ -86,6 +109,7 @@ class PassShape:
             scored=sum(int(member.scored.sum()) for row in rows for member in row.members),
             kept=len(rows) * (answers + 1),
             masked=len(set(lengths)) > 1 or any(len(row.members) > 1 for row in rows),
+            rows=len(rows),
         )
 
 
@@ -167,8 +191,10 @@ class MemoryModel:
         head = self.geometry.vocabulary * (max(6 * shape.kept, logits) if size == 2 else logits)
         copies = 2 * self.lora_parameters if size == 2 else 0
         if self.checkpointing:
-            return self._layer(shape) + self.geometry.layers * inputs + max(head, self._scratch(shape)) + copies
-        return self.geometry.layers * self._layer(shape) + inputs + head + copies
+            return self._widest_layer(shape) + self.geometry.layers * inputs + max(head, self._scratch(shape)) + copies
+        linear = self.geometry.linear.layers if self.geometry.linear else 0
+        layers = (self.geometry.layers - linear) * self._layer(shape) + linear * self._linear_layer(shape)
+        return layers + inputs + head + copies
 
     def _backward(self, shape: PassShape) -> int:
         size = BYTES_OF_DTYPE[self.dtype]
@@ -176,7 +202,7 @@ class MemoryModel:
         if self.quantization:  # a layer's weights are dequantized where they are used
             scratch += size * self.geometry.inner * self.geometry.hidden
         inputs = size * self.geometry.hidden * shape.tokens if self.checkpointing else 0
-        return self._layer(shape) + inputs + scratch + 4 * self.lora_parameters
+        return self._widest_layer(shape) + inputs + scratch + 4 * self.lora_parameters
 
     def _scratch(self, shape: PassShape) -> int:
         """Temporary bytes of the widest part of a layer, besides the stored activations."""
@@ -186,13 +212,34 @@ class MemoryModel:
         widest = max((inputs for _, inputs, _ in self.adapted), default=0)
         return max(plain, (8 if self.dropout else 4) * widest) * shape.tokens
 
+    def _widest_layer(self, shape: PassShape) -> int:
+        return max(self._layer(shape), self._linear_layer(shape))
+
     def _layer(self, shape: PassShape) -> int:
         """Activations that one layer keeps for its backward pass."""
         size, queries = BYTES_OF_DTYPE[self.dtype], self.geometry.queries
         keys_and_values = 2 * (queries if shape.masked else self.geometry.key_values)
-        plain = 4 * self.geometry.normed + size * (2 * queries + keys_and_values + 3 * self.geometry.inner)
+        gates = 2 * (self.geometry.projections["q_proj"][2] - queries)  # Qwen3.5's, and its gated output
+        norms = 4 * (self.geometry.normed - 2 * self.geometry.hidden)
+        attention = norms + size * (2 * queries + keys_and_values + gates)
+        return shape.tokens * (attention + self._outside_of_attention())
+
+    def _linear_layer(self, shape: PassShape) -> int:
+        """The same of a layer with linear attention; 0 without such layers."""
+        linear = self.geometry.linear
+        if linear is None:
+            return 0
+        values, states = linear.heads * linear.value, linear.heads * linear.key * linear.value // CHUNK
+        kept = _KEPT_BY_LINEAR_ATTENTION[BYTES_OF_DTYPE[self.dtype]]
+        parts = (values, linear.mixed, linear.heads, states)
+        recurrence = sum(count * part for count, part in zip(kept, parts, strict=True))
+        return shape.chunked * recurrence + shape.tokens * self._outside_of_attention()
+
+    def _outside_of_attention(self) -> int:
+        """Bytes for one token in one layer: the layer's two norms, the MLP, and what LoRA keeps."""
+        size = BYTES_OF_DTYPE[self.dtype]
         ranks = size * self.rank * sum(count for count, _, _ in self.adapted) // self.geometry.layers
-        return shape.tokens * (plain + ranks + self._lora_inputs())
+        return 8 * self.geometry.hidden + 3 * size * self.geometry.inner + ranks + self._lora_inputs()
 
     def _lora_inputs(self) -> int:
         """Bytes for one token in one layer: inputs that LoRA's first matrices keep, and dropout's masks."""

@@ -17,6 +17,7 @@ from qwen_vl_lora.exceptions import DataFormatError, DeviceError
 from qwen_vl_lora.model.chat import ChatEncoder, EncodedConversation
 from qwen_vl_lora.model.families import Family
 from qwen_vl_lora.model.geometry import Geometry
+from qwen_vl_lora.model.lora_checks import missed_linear_attention
 from qwen_vl_lora.model.pictures import PictureSizer
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.samples.conversations import Conversation
@@ -294,8 +295,12 @@ def _steps(train: Sequence[EncodedConversation], parameters: Parameters, per_ste
 
 def _notes(parameters: Parameters, family: Family, sizer: PictureSizer) -> list[str]:
     notes = [rounding] if (rounding := sizer.rounding()) else []
-    if not family.shares_rows:
-        notes.append(f"{family.name}: the memory estimate lacks what linear attention keeps, and is too low.")
+    if family.linear_attention:
+        notes.append(
+            f"{family.name}: memory is that of linear attention in plain torch; a GPU kernel for it needs less."
+        )
+    if missed := missed_linear_attention(family, parameters.lora):
+        notes.append(missed)
     if parameters.cluster.processes == "auto":
         notes.append("cluster.processes: auto: steps are planned for one process.")
     if _ranks(parameters) > 1:

@@ -48,6 +48,7 @@ class Family:
         language_model: path of the language model there.
         answer_start: text that the chat template puts before the last answer while thinking is off.
         unquantized: ends of the names of linear layers in the language model that nf4 and int8 leave as they are.
+        linear_attention: ends of the names of the linear layers in layers with linear attention.
         shares_rows: whether all layers use a 4-D attention mask, so that answers can share a row.
         stored_features: the tower's output → features of all its pictures together: (image tokens, hidden), or
             (feature levels, image tokens, hidden) with several levels.
@@ -66,6 +67,7 @@ class Family:
     language_model: str = "model.language_model"
     answer_start: str = ""
     unquantized: tuple[str, ...] = ()
+    linear_attention: tuple[str, ...] = ()
     shares_rows: bool = True
     stored_features: Callable[[Any], torch.Tensor] = pooled_features
     tower_output: Callable[[Sequence[torch.Tensor]], Any] = pooled_output

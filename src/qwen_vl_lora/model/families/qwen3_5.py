@@ -12,7 +12,7 @@ from typing import Any
 
 from qwen_vl_lora.model.families.family import Family
 from qwen_vl_lora.model.families.qwen3_vl import MERGE_SIZE, PATCH_SIZE, with_tower
-from qwen_vl_lora.model.geometry import Geometry
+from qwen_vl_lora.model.geometry import Geometry, LinearAttention
 
 
 def _full_layers(text: Mapping[str, Any]) -> int:
@@ -62,6 +62,7 @@ def _sizes(config: Mapping[str, Any]) -> Geometry:
         projections={**attention, **recurrence, **mlp},
         projections_rest=norms + decays + convolutions,
         normed=2 * hidden + queries + key_values,
+        linear=LinearAttention(linear, heads, text["linear_key_head_dim"], value_head, mixed),
         unloaded=_predictor(text, queries, key_values),
     )
     return with_tower(language, config["vision_config"])
@@ -123,6 +124,7 @@ QWEN3_5 = Family(
         "Qwen/Qwen3.6-27B": _27B,
     },
     answer_start="<think>\n\n</think>\n\n",
+    linear_attention=("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"),
     unquantized=("in_proj_a", "in_proj_b"),  # a row for each head: too narrow for blocks, and they decide its decay
     shares_rows=False,
 )
