@@ -1,4 +1,4 @@
-"""The last decoder layer computes its output only where the loss reads it.
+"""The last decoder layer and the output layer compute only what the loss reads.
 
 Later layers need the output of every position, as keys and values; nothing follows the last one but the scored
 positions. Its queries, output projection and MLP, LoRA's part of them included, skip all others. Keys and values are
@@ -22,14 +22,15 @@ class LastLayer:
 
     def __init__(self, base: Any, family: Family) -> None:
         """`base` is the model that the adapter wraps."""
-        self._positions: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._read: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._start = 0
         self._shape = torch.Size()
-        layer = family.language_model_of(base).layers[-1]
-        parts = dict(layer.named_modules())
+        parts = dict(family.language_model_of(base).layers[-1].named_modules())
         for name in _BY_POSITION:
             if name in parts:  # a layer of linear attention has no queries of its own
                 parts[name].register_forward_pre_hook(self._take)
                 parts[name].register_forward_hook(self._put)
+        base.get_output_embeddings().register_forward_pre_hook(self._take_kept)
 
     def scored_logits(self, model: Any, inputs: dict[str, Any], source: torch.Tensor) -> torch.Tensor:
         """Run the model, of which this is the last layer, and return the logits that predict the labels.
@@ -40,24 +41,35 @@ class LastLayer:
         Returns:
             (N, vocabulary), in the order of `source`.
         """
-        rows, columns = torch.unique(source, dim=1) if source.numel() else source.new_zeros(2, 1)
-        self._positions = rows, columns + inputs["input_ids"].shape[1] - inputs["logits_to_keep"]
+        some = source if source.numel() else source.new_zeros(2, 1)  # of nothing, some kernels compute nothing at all
+        (rows, columns), place = torch.unique(some, dim=1, return_inverse=True)
+        self._read, self._start = (rows, columns), inputs["input_ids"].shape[1] - inputs["logits_to_keep"]
         try:
             logits: torch.Tensor = model(**inputs, use_cache=False).logits
         finally:
-            self._positions = None
-        return logits[tuple(source.to(logits.device))]
+            self._read = None
+        return logits[place[: source.shape[1]].to(logits.device)]
 
     def _take(self, _module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """(B, T, width) → (positions that are read, width)."""
-        if self._positions is None:
+        if self._read is None:
             return None
         hidden, *others = inputs
+        rows, columns = self._read
         self._shape = hidden.shape[:2]
-        return hidden[self._positions], *others
+        return hidden[rows, columns + self._start], *others
 
     def _put(self, _module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
         """Back to (B, T, width), with zeros where nothing is read."""
-        if self._positions is None:
+        if self._read is None:
             return None
-        return output.new_zeros(*self._shape, output.shape[-1]).index_put(self._positions, output)
+        rows, columns = self._read
+        return output.new_zeros(*self._shape, output.shape[-1]).index_put((rows, columns + self._start), output)
+
+    def _take_kept(self, _module: Any, inputs: tuple[torch.Tensor]) -> torch.Tensor | None:
+        """(B, kept, width) → (positions that are read, width).
+
+        One product for all rows: in half precision on a CPU, torch copies the output layer's weights for each row of a
+        batched one.
+        """
+        return None if self._read is None else inputs[0][self._read]

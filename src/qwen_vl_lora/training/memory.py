@@ -3,7 +3,7 @@
 All in bytes. `b` is 2 in half precision and 4 in float32, `h` the hidden size, `q` the width of queries, `kv` that of
 keys, `w` the width of all that a layer's norms get (2 h; with norms on queries and keys 2 h + q + kv), `i` the inner
 width of the MLP, `r` LoRA's rank, `n` LoRA's parameters, `t` tokens of one forward pass with padding, `V` the
-vocabulary, `s` scored tokens, `k` positions whose logits are kept.
+vocabulary, `s` scored tokens, `k` positions that have logits.
 
     peak    = max(weights + 12 n + max(forward, backward), weights + tower)
     weights = b x parameters, without the tower's: a training on stored features frees the tower after loading;
@@ -21,7 +21,9 @@ vocabulary, `s` scored tokens, `k` positions whose logits are kept.
     scratch = b (i + h) t; in half precision at least 4 i t, or 8 i t with dropout
               LoRA gets its input in float32, and dropout copies it; only the widest module's copy counts
 
-    without checkpointing:  forward  = layers x layer + b h t + head + half-precision copies of LoRA's weights (2 n)
+    skipped = (t - k) i (4 b, and the mask), of the last layer, whose MLP computes positions with logits only
+
+    without checkpointing:  forward  = layers x layer - skipped + b h t + head + half-precision copies of LoRA's weights (2 n)
                             backward = 4 n + scratch + layer
     with checkpointing:     forward  = layer + layers x b h t + copies + the larger of head and scratch
                             backward = the same as above, + b h t
@@ -83,7 +85,7 @@ class PassShape:
     Attributes:
         tokens: rows times the longest row, because padding is computed too.
         scored: tokens of the answers.
-        kept: rows times the positions whose logits are computed.
+        kept: positions whose logits are computed; answers that share a prompt share its last position.
         rows: of the pass.
         masked: whether rows have several answers or differ in length, which needs a mask.
     """
@@ -103,11 +105,11 @@ class PassShape:
     def of_rows(cls, rows: Sequence[Row]) -> PassShape:
         """The shape after the collator has padded the rows."""
         lengths = [row.length for row in rows]
-        answers = max(row.length - row.prompt_length for row in rows)
+        scored = sum(int(member.scored.sum()) for row in rows for member in row.members)
         return cls(
             tokens=len(rows) * max(lengths),
-            scored=sum(int(member.scored.sum()) for row in rows for member in row.members),
-            kept=len(rows) * (answers + 1),
+            scored=scored,
+            kept=scored - sum(len(row.members) - 1 for row in rows),
             masked=len(set(lengths)) > 1 or any(len(row.members) > 1 for row in rows),
             rows=len(rows),
         )
@@ -194,7 +196,7 @@ class MemoryModel:
             return self._widest_layer(shape) + self.geometry.layers * inputs + max(head, self._scratch(shape)) + copies
         linear = self.geometry.linear.layers if self.geometry.linear else 0
         layers = (self.geometry.layers - linear) * self._layer(shape) + linear * self._linear_layer(shape)
-        return layers + inputs + head + copies
+        return layers - self._skipped(shape) + inputs + head + copies
 
     def _backward(self, shape: PassShape) -> int:
         size = BYTES_OF_DTYPE[self.dtype]
@@ -211,6 +213,12 @@ class MemoryModel:
             return plain * shape.tokens
         widest = max((inputs for _, inputs, _ in self.adapted), default=0)
         return max(plain, (8 if self.dropout else 4) * widest) * shape.tokens
+
+    def _skipped(self, shape: PassShape) -> int:
+        """Bytes that the last layer's MLP does not keep, because it computes positions with logits only."""
+        size = BYTES_OF_DTYPE[self.dtype]
+        lora_input = size + self.mask_bytes if self.dropout else size
+        return (shape.tokens - shape.kept) * self.geometry.inner * (3 * size + lora_input)
 
     def _widest_layer(self, shape: PassShape) -> int:
         return max(self._layer(shape), self._linear_layer(shape))
