@@ -26,7 +26,8 @@ needs_tensorboard = pytest.mark.skipif(
 
 
 def ask(address, data=None, **headers):
-    asked = urllib.request.Request(address, data, {name.title(): value for name, value in headers.items()})
+    named = {"Content-Type": "application/json", **{name.title(): value for name, value in headers.items()}}
+    asked = urllib.request.Request(address, data, named)
     with urllib.request.urlopen(asked, timeout=20) as answer:
         return answer.read()
 
