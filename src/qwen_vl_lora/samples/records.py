@@ -45,8 +45,8 @@ Reason = Literal[
     "outside_allowed_roots",
     "missing_image",
     "unreadable_file",  # no permission, or not a regular file
-    "changed_image",  # other bytes than for an earlier row; only where the file itself is kept (`image.storage`)
     "file_too_large",  # above `image_stage.MAX_FILE_BYTES`
+    "changed_image",  # other bytes than for an earlier row; only where the file itself is kept (`image.storage`)
     # The picture itself.
     "empty_file",
     "not_an_image",  # HTML saved as JPEG, text, anything without the signature of a picture
