@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,7 @@ def caption(
     """Caption each IMAGE: pictures, folders, or CSV files with the column image_path.
 
     The adapter is the newest of all recipes, or of the recipe that --env names; a line on standard error says which.
-    Prompt and image size are read from its record. An adapter that was trained with several questions needs
+    Prompt, image size and decoding are read from its record, unless --params gives `image.*` or `generation.*`. An adapter that was trained with several questions needs
     --prompt; `<image>` in the prompt places the picture there instead of before the text. With `--adapter none` the
     base model answers alone, with the configured prompt and image size.
     """
@@ -83,7 +83,7 @@ def caption(
             version, why = catalog[ADAPTER].resolve_load_version(), _reason(wanted, recipe, is_free=adapter != wanted)
             say(adapter_in_words(recipe, version, adapters, why, "--adapter best"), err=True)
         asked = (prompt, system)
-        captioner = _load_captioner(catalog, parameters, with_adapter=adapter != NO_ADAPTER, asked=asked)
+        captioner = _load_captioner(catalog, parameters, params, with_adapter=adapter != NO_ADAPTER, asked=asked)
     _write(captioner, gathered)
 
 
@@ -125,15 +125,20 @@ def _reason(wanted: str | None, recipe: str, *, is_free: bool) -> str:
 
 
 def _load_captioner(
-    catalog: Any, parameters: Parameters, *, with_adapter: bool, asked: tuple[str | None, str | None]
+    catalog: Any,
+    parameters: Parameters,
+    given: Mapping[str, Any],
+    *,
+    with_adapter: bool,
+    asked: tuple[str | None, str | None],
 ) -> Captioner:
     from qwen_vl_lora.evaluation.inference import Captioner
-    from qwen_vl_lora.evaluation.settings import asking, asking_as_trained
+    from qwen_vl_lora.evaluation.settings import asking, asking_as_trained, changed
 
     base_model = catalog["base_model"].load()
     adapter = catalog[ADAPTER].load() if with_adapter else None
     settings = asking(parameters, *asked) if adapter is None else asking_as_trained(adapter, parameters, *asked)
-    return Captioner(base_model, adapter, settings)
+    return Captioner(base_model, adapter, changed(settings, given))
 
 
 def _write(captioner: Captioner, gathered: Gathered) -> None:

@@ -65,15 +65,20 @@ def write_batch(
     prompts: Sequence[EncodedConversation],
     pictures: PictureInputs,
     generation: GenerationParameters,
+    **watching: Any,
 ) -> list[Caption]:
-    """One caption for each prompt, all generated at once."""
+    """One caption for each prompt, all generated at once.
+
+    Args:
+        watching: a `streamer` or `stopping_criteria` for transformers' `generate`.
+    """
     from transformers import BatchFeature
 
     tokenizer = processor.tokenizer
     model.eval()
     inputs = BatchFeature(batch_prompts(prompts, tokenizer.pad_token_id, pictures)).to(model.device)
     with torch.inference_mode():
-        ids = model.generate(**inputs, generation_config=_greedy(model, tokenizer, generation))
+        ids = model.generate(**inputs, **watching, generation_config=_greedy(model, tokenizer, generation))
     written = ids[:, inputs["input_ids"].shape[1] :]
     ends = torch.tensor(end_tokens(model, tokenizer), device=written.device)
     ended = torch.isin(written, ends).any(dim=1).tolist()
