@@ -18,7 +18,8 @@ from qwen_vl_lora.evaluation.metrics import score_predictions
 from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.parameters import validate_parameters
-from qwen_vl_lora.playground.tryout import Corrections, Tryout, check_picture, in_words, read_held_out
+from qwen_vl_lora.playground.corrections import Corrections
+from qwen_vl_lora.playground.tryout import Tryout, check_picture, in_words, read_held_out
 from qwen_vl_lora.samples.places import open_place
 from qwen_vl_lora.samples.records import RowError
 from samples.pictures import PARAMETERS, jpeg
@@ -123,7 +124,7 @@ def memory_left(size):
 def test_a_request_that_needs_too_much_memory_is_told_and_the_next_is_answered(tryout, photo):
     size = {"resized_height": 3000, "resized_width": 3000, "min_pixels": None, "max_pixels": None}
     huge = tryout.asked("one", QUESTION, "", {"image": size})
-    with memory_left(200 * 2**20), pytest.raises(Exception, match=r"(?i)alloc|memory") as met:  # noqa: B017
+    with memory_left(200 * 2**20), pytest.raises(Exception, match=r"(?i)alloc|memory") as met:
         written(tryout, "one", photo, huge)
     assert "Out of main memory" in in_words(met.value)
     assert written(tryout, "one", photo, tryout.trained("one"))[1].caption is not None
@@ -162,11 +163,13 @@ def test_differences_from_the_training_are_told(tryout):
 def test_the_command_says_what_differs_only(tryout, photo):
     assert tryout.command("one", photo, tryout.trained("one")) == "qwen-vl-lora caption 'my photo.jpg' --adapter one"
     asked = tryout.asked("one", "What's it?", "", {"generation": {"max_new_tokens": 9}})
-    told = dataclasses.replace(tryout, options=["--env", "own"], params=["device=cpu"])
+    told = dataclasses.replace(tryout, params=["device=cpu"], base_options=["--env", "own"], base_params=["recipe=r"])
     assert shlex.split(told.command("one", photo, asked)) == [
-        *("qwen-vl-lora", "caption", "my photo.jpg", "--adapter", "one", "--env", "own"),
+        *("qwen-vl-lora", "caption", "my photo.jpg", "--adapter", "one"),
         *("--prompt", "What's it?", "--params", "device=cpu,generation.max_new_tokens=9"),
     ]
+    base = shlex.split(told.command(None, photo, tryout.settings))
+    assert base[3:] == ["--adapter", "none", "--env", "own", "--params", "device=cpu,recipe=r"]
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>not a picture</html>", jpeg(1)[:300]])

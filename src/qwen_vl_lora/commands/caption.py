@@ -54,8 +54,9 @@ def caption(
     """Caption each IMAGE: pictures, folders, or CSV files with the column image_path.
 
     The adapter is the newest of all recipes, or of the recipe that --env names; a line on standard error says which.
-    Prompt, image size and decoding are read from its record, unless --params gives `image.*` or `generation.*`. An adapter that was trained with several questions needs
-    --prompt; `<image>` in the prompt places the picture there instead of before the text. With `--adapter none` the
+    Prompt, image size and decoding are read from its record, unless --params gives `image.*` or `generation.*`. An
+    adapter that was trained with several questions needs --prompt; `<image>` in the prompt places the picture there
+    instead of before the text. With `--adapter none` the
     base model answers alone, with the configured prompt and image size.
     """
     keep_stdout_for_results()
@@ -68,7 +69,7 @@ def caption(
     adapters = trained_adapters(all_records(project), project)
     wanted = adapter
     if env is None and "recipe" not in params and (chosen := choose(adapters, adapter)) is not None:
-        env, params, adapter = _settings_of(chosen, params)
+        env, params, adapter = settings_of(chosen, params)
     with KedroSession.create(env=env, runtime_params=params) as session:
         assert isinstance(session, KedroSession)
         context = session.load_context()
@@ -99,7 +100,7 @@ def choose(adapters: Sequence[TrainedAdapter], wanted: str | None) -> TrainedAda
     return next((one for one in reversed(adapters) if one.version == wanted), None)
 
 
-def _settings_of(chosen: TrainedAdapter, params: dict[str, Any]) -> tuple[str | None, dict[str, Any], str]:
+def settings_of(chosen: TrainedAdapter, params: dict[str, Any]) -> tuple[str | None, dict[str, Any], str]:
     """Return environment, parameters and version with which the catalog finds the adapter and its base."""
     facts = chosen.record.facts
     given = {name: value for name, value in facts.get("runtime_params", {}).items() if name == "base_model"}

@@ -1,4 +1,4 @@
-"""Captions of single pictures by the base and its adapters, word by word, and what a person does with them.
+"""Captions of single pictures by the base and its adapters, word by word.
 
 Models are loaded once and stay. One caption is generated at a time, whoever asks; the others wait. Knows nothing of
 the page that shows it. Imports torch when the first caption is asked for.
@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
@@ -29,23 +29,16 @@ from qwen_vl_lora.model.adapter import Adapter
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.model.devices import choose_device
 from qwen_vl_lora.parameters import ImageParameters, Parameters
-from qwen_vl_lora.runs.storage import make_folder, sync_file, sync_folder, temporary, write_whole
 from qwen_vl_lora.samples.conversations import ask_about
 from qwen_vl_lora.samples.image_files import inspect_image
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
 from qwen_vl_lora.samples.named_pictures import LoosePictures
-from qwen_vl_lora.samples.records import IMAGE_SLOT, RowError
-from qwen_vl_lora.samples.texts import clean_text, says_something
+from qwen_vl_lora.samples.records import RowError
 
 if TYPE_CHECKING:
     from qwen_vl_lora.evaluation.generation import Caption
 
 logger = logging.getLogger(__name__)
-
-ROWS, SIDECARS = "rows", "sidecars"
-"""Folders of saved captions: one for training rows with their pictures, one for pictures with a text beside each."""
-
-ROWS_FILE = "captions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -136,15 +129,17 @@ class Tryout:
     Attributes:
         adapters: by the name that people choose them by, such as their version.
         settings: the configured ones. They limit picture files, and the base alone uses them.
-        options: of every command that is copied, such as `--env own`.
         params: of every command that is copied, as `name=value`.
+        base_options: of a command for the base, such as `--env own`; a version says this for an adapter.
+        base_params: likewise, as `name=value`.
     """
 
     base_model: BaseModel
     adapters: Mapping[str, Adapter]
     settings: Parameters
-    options: Sequence[str] = ()
     params: Sequence[str] = ()
+    base_options: Sequence[str] = ()
+    base_params: Sequence[str] = ()
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _models: dict[tuple[str | None, ...], Any] = field(default_factory=dict, repr=False)
     _attached: dict[str, str] = field(default_factory=dict, repr=False)
@@ -198,7 +193,9 @@ class Tryout:
 
     def command(self, name: str | None, picture: Picture, settings: Parameters) -> str:
         """The command that writes the same caption on a terminal."""
-        words = ["qwen-vl-lora", "caption", picture.name, "--adapter", name or "none", *self.options]
+        words = ["qwen-vl-lora", "caption", picture.name, "--adapter", name or "none"]
+        if name is None:
+            words += self.base_options
         old = self.trained(name)
         several = name is not None and self.adapters[name].trained_prompt.choose() is None
         if several or settings.prompt.user != old.prompt.user:
@@ -206,7 +203,7 @@ class Tryout:
         if several or settings.prompt.system != old.prompt.system:
             words += ["--system", settings.prompt.system or ""]
         changes = [f"{key}={json.dumps(value)}" for key, value in _changes(old, settings).items()]
-        if given := ",".join([*self.params, *changes]):
+        if given := ",".join([*self.params, *(self.base_params if name is None else ()), *changes]):
             words += ["--params", given]
         return shlex.join(words)
 
@@ -322,73 +319,6 @@ class Tryout:
     @functools.cached_property
     def _processor(self) -> Any:
         return self.base_model.load_processor()
-
-
-@dataclass(frozen=True)
-class Corrections:
-    """The folder of captions that a person wrote or corrected, in forms that training reads."""
-
-    folder: Path
-
-    def save_sidecar(self, picture: Picture, caption: str) -> Path:
-        """Save the picture and, beside it, its caption as one line. A later caption of the picture replaces it.
-
-        Raises:
-            RowError: if the caption cannot be trained.
-        """
-        line = _usable(caption, is_one_line=True)
-        place = self._save_picture(picture, self.folder / SIDECARS).with_suffix(".txt")
-        write_whole(place, f"{line}\n")
-        return place
-
-    def save_row(self, picture: Picture, caption: str, settings: Parameters) -> Path:
-        """Append question and caption as a line of JSON, and save the picture. A later line of them replaces it.
-
-        Raises:
-            RowError: if the caption cannot be trained.
-        """
-        place = self._save_picture(picture, self.folder / ROWS / "images")
-        user, system = settings.prompt.user, settings.prompt.system
-        turns = [] if system is None else [{"role": "system", "content": system}]
-        turns.append({"role": "user", "content": user if IMAGE_SLOT in user else f"{IMAGE_SLOT}{user}"})
-        answer = {"role": "assistant", "content": _usable(caption, is_one_line=False)}
-        row = {"images": [place.relative_to(self.folder / ROWS).as_posix()], "messages": [*turns, answer]}
-        file = self.folder / ROWS / ROWS_FILE
-        with _SAVING:
-            lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-            others = [line for line in lines if not _asks_the_same(line, row)]
-            write_whole(file, "".join(f"{line}\n" for line in [*others, json.dumps(row, ensure_ascii=False)]))
-        return file
-
-    def _save_picture(self, picture: Picture, folder: Path) -> Path:
-        """Save the bytes under the picture's own name and the beginning of its hash, which keeps names apart."""
-        entry = picture.images.by_sha256(picture.sha256)
-        stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in PurePath(picture.name).stem)[:60]
-        place = folder / f"{stem}-{picture.sha256[:12]}{entry.suffix}"
-        make_folder(folder)
-        if not place.exists():
-            partial = temporary(place)
-            partial.write_bytes(picture.images.read_bytes(picture.sha256))
-            sync_file(partial)
-            partial.replace(place)
-            sync_folder(folder)
-        return place
-
-
-_SAVING = threading.Lock()
-"""Two people may save a row at the same time."""
-
-
-def _asks_the_same(line: str, row: Mapping[str, Any]) -> bool:
-    other = json.loads(line)
-    return bool(other["images"] == row["images"] and other["messages"][:-1] == row["messages"][:-1])
-
-
-def _usable(caption: str, *, is_one_line: bool) -> str:
-    text = clean_text(caption, is_one_line).strip()
-    if not says_something(text):
-        raise RowError("empty_caption", "There is no caption to save. Write one.")
-    return text
 
 
 def _changes(old: Parameters, new: Parameters) -> dict[str, Any]:
