@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_vl_lora.cli import cli
+from qwen_vl_lora.session.given_parameters import params_in_words
 from qwen_vl_lora.settings import CONFIG_LOADER_CLASS
 
 
@@ -99,3 +100,16 @@ def test_no_text_is_taken_for_a_template(load, text):
 def test_templates_that_break_omegaconf_are_texts(load):
     for text in ("${", "${}", "a\\${b}", "${oc.env:HOME}", "${globals:recipe}", "${runtime_params:f}", "\\\\${x}\\"):
         assert load(text) == (text, text, text)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"device": "cpu", "base_model": "hf:owner/name@main", "generation": {"max_new_tokens": 9}},
+        {"prompt": {"user": 'What\'s "this", lora.r=3? ${HOME}', "system": None}, "captions_file": "a b/c.csv"},
+        {"recipe": "007", "captions": {"exclude": "null", "num_rows": 3, "collapse_whitespace": True}},
+        {"image": {"allowed_roots": ["/a b", "c,d"], "url_timeout": 1.5}},
+    ],
+)
+def test_parameters_in_words_are_read_as_they_were(tree):
+    assert params_of(",".join(params_in_words(tree))) == tree

@@ -7,7 +7,7 @@ import pytest
 from qwen_vl_lora.commands.local_pages import LocalPages
 
 
-def ask(method="GET", path="/", kind="http", **headers):
+def ask(method="GET", path="/", kind="http", is_read_only=True, **headers):
     """Status of the answer, and whether the application behind the guard was asked."""
     asked, sent = [], []
 
@@ -21,7 +21,7 @@ def ask(method="GET", path="/", kind="http", **headers):
     given = {"host": "127.0.0.1:4141", **headers}
     raw = [(name.encode(), value.encode("latin-1")) for name, value in given.items() if value is not None]
     scope = {"type": kind, "method": method, "path": path, "headers": raw}
-    asyncio.run(LocalPages(application)(scope, None, send))
+    asyncio.run(LocalPages(application, is_read_only=is_read_only)(scope, None, send))
     return sent[0].get("status"), bool(asked), dict(sent[0].get("headers", []))
 
 
@@ -66,6 +66,13 @@ def test_the_page_itself_may_ask():
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT"])
 def test_nothing_is_changed(method):
     assert ask(method, "/api/deploy")[:2] == (405, False)
+
+
+def test_a_page_that_changes_things_takes_posts_of_its_own():
+    assert ask("POST", is_read_only=False, origin="http://127.0.0.1:4141")[:2] == (200, True)
+    assert ask("POST", is_read_only=False, origin="http://evil.example")[:2] == (403, False)
+    assert ask("POST", is_read_only=False, host="evil.example")[:2] == (403, False)
+    assert ask("DELETE", is_read_only=False)[:2] == (405, False)
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/", "/redoc", "/openapi.json"])

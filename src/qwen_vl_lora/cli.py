@@ -29,7 +29,20 @@ from qwen_vl_lora.session.given_parameters import split_params
 
 logger = logging.getLogger(__name__)
 
-COMMANDS = ("caption", "features", "look", "plan", "prune", "push", "report", "runs", "verify", "viz", "watch")
+COMMANDS = (
+    "caption",
+    "features",
+    "look",
+    "plan",
+    "playground",
+    "prune",
+    "push",
+    "report",
+    "runs",
+    "verify",
+    "viz",
+    "watch",
+)
 """Names of the modules in `commands/`. Each holds a click command of the same name."""
 
 _FAULT = "qwen_vl_lora.fault_of_config_file"

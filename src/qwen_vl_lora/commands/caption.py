@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,10 +66,11 @@ def caption(
     """Caption each IMAGE: pictures, folders, or CSV files with the column image_path.
 
     The newest adapter of all recipes is used, or the newest of the recipe that --env names; a line on standard error
-    names it. Prompt and image size are read from its record. An adapter that was trained with several questions needs
-    --prompt; `<image>` in the prompt places the picture there instead of before the text. With `--adapter none` the
-    base model answers alone, with the configured prompt and image size. With --server the adapter gives the settings
-    and the server the captions; --params "inference.server.model=…" names its model.
+    names it. Prompt, image size and decoding are read from its record, unless --params gives `image.*` or
+    `generation.*`. An adapter that was trained with several questions needs --prompt; `<image>` in the prompt places
+    the picture there instead of before the text. With `--adapter none` the base model answers alone, with the
+    configured prompt and image size. With --server the adapter gives the settings and the server the captions;
+    --params "inference.server.model=…" names its model.
     """
     keep_stdout_for_results()
     from kedro.framework.session import KedroSession
@@ -83,7 +84,7 @@ def caption(
     adapters = trained_adapters(all_records(project), project)
     wanted = adapter
     if env is None and "recipe" not in params and (chosen := choose(adapters, adapter)) is not None:
-        env, params, adapter = _settings_of(chosen, params)
+        env, params, adapter = settings_of(chosen, params)
     with KedroSession.create(env=env, runtime_params=params) as session:
         assert isinstance(session, KedroSession)
         context = session.load_context()
@@ -98,7 +99,7 @@ def caption(
             version, why = catalog[ADAPTER].resolve_load_version(), _reason(wanted, recipe, is_free=adapter != wanted)
             say(adapter_in_words(recipe, version, adapters, why, "--adapter best"), err=True)
         asked = (prompt, system)
-        captioner = _load_captioner(catalog, parameters, with_adapter=adapter != NO_ADAPTER, asked=asked)
+        captioner = _load_captioner(catalog, parameters, params, with_adapter=adapter != NO_ADAPTER, asked=asked)
     _write(captioner, gathered)
 
 
@@ -120,7 +121,7 @@ def _with_server(params: dict[str, Any], address: str) -> dict[str, Any]:
     return {**params, "inference": {**inference, "server": {**inference.get("server", {}), "address": address}}}
 
 
-def _settings_of(chosen: TrainedAdapter, params: dict[str, Any]) -> tuple[str | None, dict[str, Any], str]:
+def settings_of(chosen: TrainedAdapter, params: dict[str, Any]) -> tuple[str | None, dict[str, Any], str]:
     """Return environment, parameters and version with which the catalog finds the adapter and its base."""
     facts = chosen.record.facts
     given = {name: value for name, value in facts.get("runtime_params", {}).items() if name == "base_model"}
@@ -146,15 +147,20 @@ def _reason(wanted: str | None, recipe: str, *, is_free: bool) -> str:
 
 
 def _load_captioner(
-    catalog: Any, parameters: Parameters, *, with_adapter: bool, asked: tuple[str | None, str | None]
+    catalog: Any,
+    parameters: Parameters,
+    given: Mapping[str, Any],
+    *,
+    with_adapter: bool,
+    asked: tuple[str | None, str | None],
 ) -> Captioner | ServedCaptioner:
     from qwen_vl_lora.evaluation.inference import choose_captioner
-    from qwen_vl_lora.evaluation.settings import asking, asking_as_trained
+    from qwen_vl_lora.evaluation.settings import asking, asking_as_trained, changed
 
     base_model = catalog["base_model"].load()
     adapter = catalog[ADAPTER].load() if with_adapter else None
     settings = asking(parameters, *asked) if adapter is None else asking_as_trained(adapter, parameters, *asked)
-    return choose_captioner(base_model, adapter, settings)
+    return choose_captioner(base_model, adapter, changed(settings, given))
 
 
 def _write(captioner: Captioner | ServedCaptioner, gathered: Gathered) -> None:

@@ -56,7 +56,7 @@ def report(runs: tuple[str, ...], output: Path, language: Setting | None) -> Non
     output = project / output if output == DEFAULT_PAGE else output
     records = list({record.folder: record for record in (_find(project, run) for run in runs)}.values())
     versions = [evaluated_versions(record) for record in records]
-    catalogs = [_catalog(record, chosen) for record, chosen in zip(records, versions, strict=True)]
+    catalogs = [recorded_catalog(record, chosen) for record, chosen in zip(records, versions, strict=True)]
     keys = differing_keys(records)
     read = zip(catalogs, records, versions, strict=True)
     wanted = language or records[0].facts.get("parameters", {}).get("report", {}).get("language", "auto")
@@ -99,7 +99,7 @@ def evaluated_versions(record: Record) -> dict[str, str]:
     return {name: versions[name] for name in _NEEDED if name in versions}
 
 
-def _catalog(record: Record, versions: Mapping[str, str]) -> Any:
+def recorded_catalog(record: Record, versions: Mapping[str, str]) -> Any:
     """Return the catalog of the run's recipe with each artifact at the run's version."""
     from kedro.framework.session import KedroSession
 

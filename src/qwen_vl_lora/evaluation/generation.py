@@ -76,8 +76,13 @@ def write_batch(
     pictures: PictureInputs,
     generation: GenerationParameters,
     sampling: SamplingParameters = GREEDY,
+    **watching: Any,
 ) -> list[Caption]:
-    """One caption for each prompt, all generated at once."""
+    """One caption for each prompt, all generated at once.
+
+    Args:
+        watching: a `streamer` or `stopping_criteria` for transformers' `generate`.
+    """
     from transformers import BatchFeature
 
     tokenizer = processor.tokenizer
@@ -86,7 +91,7 @@ def write_batch(
     config = _generation_config(model, tokenizer, generation, sampling)
     with torch.inference_mode(), torch.random.fork_rng(devices=_devices(model)):
         torch.manual_seed(seed_of(sampling, [name for prompt in prompts for name in prompt.images]))
-        ids = model.generate(**inputs, generation_config=config)
+        ids = model.generate(**inputs, **watching, generation_config=config)
     written = ids[:, inputs["input_ids"].shape[1] :]
     ends = torch.tensor(end_tokens(model, tokenizer), device=written.device)
     ended = torch.isin(written, ends).any(dim=1).tolist()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.model.adapter import Adapter
-from qwen_vl_lora.parameters import Parameters
+from qwen_vl_lora.parameters import GenerationParameters, ImageParameters, Parameters
 from qwen_vl_lora.samples.prompts import checked_prompt
 
 
@@ -59,3 +62,21 @@ def asking(settings: Parameters, user: str | None, system: str | None = None) ->
         override=settings.prompt.override,
     )
     return settings.model_copy(update={"prompt": prompt})
+
+
+def changed(settings: Parameters, given: Mapping[str, Any]) -> Parameters:
+    """`settings` with the keys of `image` and `generation` that `given` has; other blocks stay.
+
+    Raises:
+        ParameterError: if a value is not valid, or does not go with the others.
+    """
+    try:
+        image = ImageParameters.model_validate({**settings.image.model_dump(), **given.get("image", {})})
+        generation = {**settings.generation.model_dump(), **given.get("generation", {})}
+        blocks = {"image": image, "generation": GenerationParameters.model_validate(generation)}
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ") for fault in error.errors())
+        raise ParameterError(
+            f"These settings are not valid: {'; '.join(faults)}. See docs/parameters.md for every key."
+        ) from error
+    return settings.model_copy(update=blocks)

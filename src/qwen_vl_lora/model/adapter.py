@@ -204,10 +204,18 @@ class Adapter:
                 '--load-versions "adapter:…".'
             )
 
-    def attach(self, model: PreTrainedModel) -> PeftModel:
-        """The base model with this adapter around it. `model` must be freshly loaded.
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the base's weights stay as they are under this adapter, so that others can be beside it."""
+        lora = self.record["lora"]
+        return lora["bias"] == "none" and lora.get("init_lora_weights") in PLAIN_STARTS
 
-        The base that `adapter_config.json` names is ignored.
+    def attach(self, model: PreTrainedModel | PeftModel, name: str = "default") -> PeftModel:
+        """The base model with this adapter around it. The base that `adapter_config.json` names is ignored.
+
+        Args:
+            model: freshly loaded; or from this method, if all its adapters have `keeps_base`.
+            name: of the adapter in the model, without dots. The one attached last is active.
 
         Raises:
             AdapterError: if `check_files` refuses the files, or they do not belong to `model`.
@@ -219,8 +227,15 @@ class Adapter:
         with self._faults_in_words():
             # PEFT only warns of missing weights, and the adapter would silently have no effect.
             warnings.filterwarnings("error", message=".*missing adapter keys", category=UserWarning)
-            attached = PeftModel.from_pretrained(model, self.path, config=self._peft_config(), local_files_only=True)
-            self._check_tensors(attached)
+            if isinstance(model, PeftModel):
+                model.add_adapter(name, self._peft_config())
+                model.load_adapter(self.path, name, local_files_only=True)
+                model.set_adapter(name, inference_mode=True)
+                attached = model
+            else:
+                config = self._peft_config()
+                attached = PeftModel.from_pretrained(model, self.path, name, config=config, local_files_only=True)
+            self._check_tensors(attached, name)
         return attached.eval()
 
     def _peft_config(self) -> LoraConfig:
@@ -230,7 +245,7 @@ class Adapter:
         config.base_model_name_or_path = None  # PEFT would look it up on a hub
         return config
 
-    def _check_tensors(self, model: PeftModel, *, shapes: bool = True) -> None:
+    def _check_tensors(self, model: PeftModel, name: str = "default", *, shapes: bool = True) -> None:
         """Check that the file has exactly the tensors of `model`'s adapter, and optionally their shapes.
 
         Raises:
@@ -240,17 +255,17 @@ class Adapter:
 
         found = {tensor.name: tensor.shape for tensor in stored_tensors(self.path / WEIGHTS_FILE, AdapterError)}
         wanted = {
-            name: tuple(value.shape)
-            for name, value in get_peft_model_state_dict(model).items()
-            if not name.endswith(_BASE_EMBEDDING) or name in found
+            tensor: tuple(value.shape)
+            for tensor, value in get_peft_model_state_dict(model, adapter_name=name).items()
+            if not tensor.endswith(_BASE_EMBEDDING) or tensor in found
         }
         if not shapes:
-            wanted |= {name: shape for name, shape in found.items() if name in wanted}
-        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+            wanted |= {tensor: shape for tensor, shape in found.items() if tensor in wanted}
+        wrong = sorted(tensor for tensor in wanted.keys() | found.keys() if wanted.get(tensor) != found.get(tensor))
         if wrong:
             shown = "; ".join(
-                f"{name}: expected {wanted.get(name, 'nothing')}, got {found.get(name, 'nothing')}"
-                for name in wrong[:3]
+                f"{tensor}: expected {wanted.get(tensor, 'nothing')}, got {found.get(tensor, 'nothing')}"
+                for tensor in wrong[:3]
             )
             raise AdapterError(
                 f"Adapter {self.path} does not hold the weights that its {_CONFIG} describes: {len(wrong)} tensors "

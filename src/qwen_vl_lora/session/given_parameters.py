@@ -9,8 +9,9 @@ into a mapping and `007` into a number, and resolves `${HOME}`. Here a value is
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -28,6 +29,7 @@ _SEPARATOR = re.compile(r"\s*,?\s*")
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9]\d*)")  # 007 is a text, and so is 2024_01
 _FLOAT = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?")
 _NOT_FINITE = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
+_SIMPLE = re.compile(r"[A-Za-z/][\w./@-]*")
 _HIDDEN = "\ufdd0{"  # begins with a Unicode noncharacter
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "null": None, "~": None}
 
@@ -149,3 +151,15 @@ def _replace(value: Any, old: str, new: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [_replace(part, old, new) for part in value]
     return value.replace(old, new) if isinstance(value, str) else value
+
+
+def params_in_words(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the `name=value` texts from which `split_params` reads the tree again."""
+    words = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            words += params_in_words(value, f"{prefix}{key}.")
+        else:
+            is_plain = isinstance(value, str) and _SIMPLE.fullmatch(value) and value.lower() not in _WORDS
+            words.append(f"{prefix}{key}={value if is_plain else json.dumps(value, ensure_ascii=False)}")
+    return words

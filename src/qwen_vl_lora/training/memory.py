@@ -23,7 +23,7 @@ vocabulary, `s` scored tokens, `k` positions that have logits.
 
     skipped = (t - k) i (4 b, and the mask), of the last layer, whose MLP computes positions with logits only
 
-    without checkpointing:  forward  = layers x layer - skipped + b h t + head + half-precision copies of LoRA's weights (2 n)
+    without checkpointing:  forward  = layers x layer - skipped + b h t + head + half-precision copies of LoRA (2 n)
                             backward = 4 n + scratch + layer
     with checkpointing:     forward  = layer + layers x b h t + copies + the larger of head and scratch
                             backward = the same as above, + b h t

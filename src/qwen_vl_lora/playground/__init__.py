@@ -1,0 +1,1 @@
+"""A page to try adapters on single pictures."""

@@ -1,0 +1,118 @@
+"""The playground as a person meets it: opened by its command, used in Chromium."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from urllib.parse import urlsplit
+
+import pytest
+
+from playground.conftest import playground_server
+from qwen_vl_lora.samples.places import open_place
+from samples.pictures import jpeg
+from viz.browser import findings_of_axe, needs_chromium, open_page  # noqa: F401
+
+pytest.importorskip("gradio")
+pytest.importorskip("websockets")
+pytestmark = [needs_chromium, pytest.mark.slow]
+
+DROP = """(() => {{
+  const bytes = Uint8Array.from(atob("{data}"), one => one.charCodeAt(0));
+  const moved = new DataTransfer();
+  moved.items.add(new File([bytes], "{name}", {{type: "image/jpeg"}}));
+  const target = {target};
+  target.dispatchEvent(new {event});
+}})()"""
+UPLOADER = 'document.querySelector("#picture button, #picture [role=button]")'
+CAPTIONS = '[...document.querySelectorAll(".captions article p")].map(one => one.innerText)'
+NOTES = '[...document.querySelectorAll(".captions article small")].map(one => one.innerText)'
+IS_DONE = f'{NOTES}.every(one => one != "…") && {CAPTIONS}.every(one => one != "…") && {CAPTIONS}'
+MARKS = 'document.querySelector("#marks .marks")?.innerText ?? ""'
+FAULT = 'document.querySelector("#fault .fault")?.innerText ?? ""'
+SAVED = 'document.querySelector("#saved")?.innerText ?? ""'
+
+
+def drop(page, data, name="my photo.jpg"):
+    event = 'DragEvent("drop", {dataTransfer: moved, bubbles: true, cancelable: true})'
+    page.js(DROP.format(data=base64.b64encode(data).decode(), name=name, target=UPLOADER, event=event))
+
+
+def paste(page, data, name="pasted.jpg"):
+    event = 'ClipboardEvent("paste", {clipboardData: moved, bubbles: true, cancelable: true})'
+    page.js(DROP.format(data=base64.b64encode(data).decode(), name=name, target="document.body", event=event))
+
+
+def field(page, name):
+    return page.js(f'document.querySelector("#{name} textarea, #{name} input").value')
+
+
+def write_into(page, name, text):
+    page.js(f'document.querySelector("#{name} textarea, #{name} input").focus()')
+    page.js(f'document.querySelector("#{name} textarea, #{name} input").select()')
+    page._call("Input.insertText", text=text)
+
+
+def click(page, name):
+    page.js(f'(document.querySelector("#{name} button") ?? document.querySelector("#{name}")).click()')
+
+
+def key(page, name, code, text=""):
+    for kind in ("keyDown", "keyUp"):
+        typed = {"text": text} if kind == "keyDown" and text else {}
+        page._call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code, **typed)
+
+
+def choose(page, name, label):
+    """Choose an entry of a dropdown by keyboard, as its first letters say."""
+    page.js(f'document.querySelector("#{name} input").focus()')
+    page.js(f'document.querySelector("#{name} input").select()')
+    page._call("Input.insertText", text=label)
+    page.wait_for(f'[...document.querySelectorAll("#{name} [role=option], ul[role=listbox] li")].length > 0', 20)
+    key(page, "Enter", 13, "\r")
+
+
+def test_a_photo_is_dropped_captioned_and_its_caption_saved(project, tmp_path):
+    """The way through the page: drop, both captions, switch, other prompt and its mark, correct, save, copy."""
+    began = time.monotonic()
+    with playground_server(project, "--save-to", str(tmp_path / "saved")) as url, open_page(tmp_path / "b") as page:
+        page.open(url)
+        page.wait_for(f"Boolean({UPLOADER})")
+        drop(page, jpeg(1, (90, 60)))
+        base, tuned = page.wait_for(f"{CAPTIONS}.length == 2 && {IS_DONE}")
+        print("first caption after", time.monotonic() - began, "s; log:", (project / "playground.log").read_text())
+        assert tuned
+        assert "as trained" in page.js(MARKS)
+
+        choose(page, "first", "tiny, CIDEr")
+        page.wait_for(f"{CAPTIONS}.length == 2 && {IS_DONE} && {CAPTIONS}[1] != {json.dumps(tuned)}")
+        assert page.js(CAPTIONS)[0] == base
+
+        write_into(page, "user", "Which shapes?")
+        page.wait_for(f"{MARKS}.includes(\"now 'Which shapes?'\")")
+        click(page, "go")
+        page.wait_for(
+            f'document.querySelector("#command textarea").value.includes("--prompt \'Which shapes?\'") && {IS_DONE}'
+        )
+
+        write_into(page, "correction", "A corrected caption.")
+        click(page, "save-row")
+        page.wait_for(f'{SAVED}.includes("captions.jsonl")')
+        (row,) = open_place(str(tmp_path / "saved/rows/captions.jsonl"))
+        assert [turn.text for turn in row.turns] == ["<image>Which shapes?", "A corrected caption."]
+        click(page, "save-sidecar")
+        page.wait_for(f'{SAVED}.includes(".txt")')
+        assert len(list((tmp_path / "saved/sidecars").iterdir())) == 2
+
+        paste(page, b"<html>no picture</html>", "${1+1}{{2}}<img src=x>.jpg")
+        page.wait_for(f'{FAULT}.includes("not_an_image")')
+        paste(page, jpeg(2, (60, 90)))
+        page.wait_for(
+            f'{FAULT} == "" && {IS_DONE} && document.querySelector("#command textarea").value.includes("pasted.jpg")'
+        )
+
+        assert page.errors == []
+        assert {urlsplit(one).hostname for one in page.requests if not one.startswith(("data:", "blob:"))} == {
+            "127.0.0.1"
+        }
