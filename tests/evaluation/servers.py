@@ -29,7 +29,7 @@ def transformers_serve(model: Path, folder: Path, port: int | None = None) -> It
     """Address and process of a server of one model, from its first answer to the end of the block."""
     port = port or free_port()
     command = [sys.executable, str(Path(__file__).with_name("serving.py")), "serve", str(model)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     with (folder / f"serve_{port}.log").open("a") as log:
         process = start(command, folder, stdout=log, stderr=log)
         try:
