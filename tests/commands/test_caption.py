@@ -17,7 +17,7 @@ def caption(tmp_path_factory, base_path, tmp_path):
     write(tmp_path / "b.jpg", jpeg(2))
     write(tmp_path / "page.jpg", b"<html>")
 
-    def call(*arguments):
+    def call(*arguments, params="device=cpu"):
         command = [
             sys.executable,
             "-m",
@@ -25,7 +25,7 @@ def caption(tmp_path_factory, base_path, tmp_path):
             "caption",
             *(str(tmp_path / a) if a.endswith(".jpg") else a for a in arguments),
         ]
-        command += ["--params", "device=cpu"]
+        command += ["--params", params]
         return command_line.call(command, project)
 
     return call
@@ -59,6 +59,12 @@ def test_the_base_model_alone_and_another_prompt_say_something_else(caption):
     assert base  # a random base may write several lines
     assert tuned != base
     assert captions_of(caption("a.jpg", "--prompt", "Which shapes are there?"))
+
+
+def test_decoding_that_is_given_is_used_beside_an_adapter(caption):
+    result = caption("a.jpg", params="device=cpu,generation.max_new_tokens=2")
+    assert captions_of(result)
+    assert "cut after 2 tokens" in result.stderr
 
 
 def test_only_bad_pictures_are_a_failure(caption):

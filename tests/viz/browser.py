@@ -51,6 +51,7 @@ class Page:
         self._last = 0
         self.errors: list[str] = []
         self.requests: list[str] = []
+        self.choosers: list[int] = []
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
 
@@ -94,6 +95,29 @@ class Page:
         """Show pages in the `light` or the `dark` scheme."""
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
+    def press(self, key: str, number: int, text: str = "") -> None:
+        """Press a key: its name, its Windows number and what it types."""
+        typed = {"text": text} if text else {}
+        self._call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=number, **typed)
+        self._call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=number)
+
+    def type(self, text: str) -> None:
+        """Type a text where the focus is."""
+        self._call("Input.insertText", text=text)
+
+    def choose_file(self, file: Path) -> None:
+        """Give a file to the chooser that the page opens; `intercept_choosers` came first."""
+        end = time.monotonic() + 20
+        while not self.choosers:
+            assert time.monotonic() < end, "the page opened no chooser of files"
+            self.js("0")  # takes the browser's events
+            time.sleep(0.1)
+        self._call("DOM.setFileInputFiles", files=[str(file)], backendNodeId=self.choosers.pop())
+
+    def intercept_choosers(self) -> None:
+        """Note choosers of files in `choosers` and do not show them."""
+        self._call("Page.setInterceptFileChooserDialog", enabled=True)
+
     def _call(self, method: str, **params: Any) -> Any:
         self._last += 1
         self._socket.send(json.dumps({"id": self._last, "method": method, "params": params}))
@@ -111,6 +135,8 @@ class Page:
             self.errors.append(json.dumps(params["exceptionDetails"])[:500])
         elif event == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
             self.errors.append(json.dumps(params["args"])[:500])
+        elif event == "Page.fileChooserOpened":
+            self.choosers.append(params["backendNodeId"])
         elif event == "Log.entryAdded" and params["entry"]["level"] == "error":
             self.errors.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
 

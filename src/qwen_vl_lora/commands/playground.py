@@ -109,6 +109,7 @@ def _listen(port: int) -> socket.socket:
     try:
         listener.bind((HOST, port))
     except OSError as error:
+        listener.close()
         raise ParameterError(f"Port {port} is in use: {error.strerror}. Give another one: --port 7861.") from error
     return listener
 

@@ -75,7 +75,10 @@ def changed(settings: Parameters, given: Mapping[str, Any]) -> Parameters:
         generation = {**settings.generation.model_dump(), **given.get("generation", {})}
         blocks = {"image": image, "generation": GenerationParameters.model_validate(generation)}
     except ValidationError as error:
-        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ") for fault in error.errors())
+        faults = (
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+            for fault in error.errors()
+        )
         raise ParameterError(
             f"These settings are not valid: {'; '.join(faults)}. See docs/parameters.md for every key."
         ) from error

@@ -194,8 +194,9 @@ class Playground:
             last = 0.0
             for name in sides:
                 for written in self.tryout.caption(name, picture, settings[name]):
-                    texts[name] = written
-                    if written.caption is not None or time.monotonic() - last > _SECONDS_BETWEEN_UPDATES:
+                    texts[name] = written  # the very last is shown together with what follows from it
+                    is_due = written.caption is None or name != sides[-1]
+                    if is_due and time.monotonic() - last > _SECONDS_BETWEEN_UPDATES:
                         last = time.monotonic()
                         yield _articles(self._shown(sides, texts)), "", gr.skip(), gr.skip(), gr.skip()
         except Exception as error:
