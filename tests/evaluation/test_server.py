@@ -117,13 +117,14 @@ def test_a_fault_of_the_whole_server_ends_the_asking(reply, message):
 
 def test_a_server_that_refuses_everything_is_not_asked_a_million_times():
     with FaultyServer(lambda _: Reply(status=400)) as server:
-        with pytest.raises(
-            ServerError, match="8 pictures one after another have no caption; of the last, the server refu"
-        ):
+        refused = r"(\d+) pictures one after another have no caption; of the last, the server refu"
+        with pytest.raises(ServerError, match=refused):
             ask(server, count=10**6)
-        assert len(server.asked) <= 10
-        with pytest.raises(ServerError, match="100 pictures one after another"):
+        first = len(server.asked)
+        assert first <= 10
+        with pytest.raises(ServerError, match=refused):
             ask(server, count=10**6, known=1)
+        assert 100 <= len(server.asked) - first <= 110
 
 
 def test_a_dead_server_is_one_message():

@@ -299,7 +299,7 @@ class Tryout:
 
     def _load(self, settings: Parameters, alone: str | None) -> Any:
         """The model in the form of the settings; for an adapter that changes its base, one of its own."""
-        key = (settings.training_args.dtype, settings.quantization, alone)
+        key = (*settings.base_form.values(), alone)
         if key not in self._models:
             self._models[key] = self.base_model.load_configured(settings, choose_device(self.settings.device))
         return self._models[key]
@@ -312,7 +312,7 @@ class Tryout:
             adapter.check_base(self.base_model)
             inner = f"adapter_{len(self._attached)}"
             model = adapter.attach(model, inner)
-            self._models[settings.training_args.dtype, settings.quantization, alone] = model
+            self._models[*settings.base_form.values(), alone] = model
             self._attached[name] = inner
         return model
 
