@@ -5,8 +5,8 @@
     out   {"url": …, "run": …} once the run is open, {"trouble": "why"} at a fault, and at the end
           {"missing": ["numbers"]}: what the server has not taken
 
-It is started as a file and imports nothing of this project. What the server does not take is kept and sent again later,
-so a server that is away for some time misses nothing. Files wait for numbers, and numbers never for files.
+It is started as a file and imports nothing of this project but `writer`. What the server does not take is kept and sent
+again later, so a server that is away for some time misses nothing. Files wait for numbers, and numbers never for files.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
+
+from qwen_vl_lora.tracking import writer
 
 ANSWER_SECONDS = 5
 FILE_SECONDS = 60
@@ -150,13 +152,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run ends this process, also if SIGTERM goes to all processes
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    answers = _take_output()
+    answers = writer.take_output()
     try:
         import mlflow  # noqa: F401  as early as possible: it takes seconds
     except Exception as error:
-        _answer(answers, trouble=f"MLflow cannot be imported: {_told(error)}")
+        writer.answer(answers, trouble=f"MLflow cannot be imported: {writer.told(error)}")
         return 1
-    _Writing(answers).follow(_messages())
+    _Writing(answers).follow(writer.messages())
     return 0
 
 
@@ -200,7 +202,7 @@ class _Writing:
 
     def _open(self, run: OneRun, config: Mapping[str, Any]) -> None:
         url = run.open(config)
-        _answer(self._answers, url=url, run=run.id)
+        writer.answer(self._answers, url=url, run=run.id)
 
     def _send(self, waiting: list[Callable[[OneRun], Any]]) -> bool:
         """Send in order, up to the first fault. Returns whether nothing is left."""
@@ -210,7 +212,7 @@ class _Writing:
                 del waiting[0]
         except Exception as error:
             self._next_try = time.monotonic() + PAUSE_SECONDS
-            _answer(self._answers, trouble=_told(error))
+            writer.answer(self._answers, trouble=writer.told(error))
         return not waiting
 
     def _end(self, deadline: float) -> None:
@@ -225,7 +227,7 @@ class _Writing:
             if sending.poll() != 0:
                 sending.kill()
                 missing.append("adapter")
-        _answer(self._answers, missing=missing)
+        writer.answer(self._answers, missing=missing)
 
 
 def _batches(values: list[Any]) -> Iterator[list[Any]]:
@@ -236,31 +238,6 @@ def _batches(values: list[Any]) -> Iterator[list[Any]]:
 def _text(value: Any, longest: int) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
-
-
-def _take_output() -> TextIO:
-    """Reserve standard output for messages, and discard what MLflow prints."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    return answers
-
-
-def _answer(answers: TextIO, **facts: Any) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        print(json.dumps(facts), file=answers, flush=True)
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _messages() -> Iterator[dict[str, Any]]:
-    for line in sys.stdin:
-        with contextlib.suppress(ValueError):  # incomplete, if the sender was killed while writing it
-            yield json.loads(line)
-    yield CUT_OFF
 
 
 if __name__ == "__main__":

@@ -4,21 +4,22 @@
           and at last {"finish": "success", "error": null, "seconds": 5}
     out   {"id": …, "folder": …, "url": …} once the run is open, or {"refused": "why"}
 
-It is started as a file and imports nothing of this project, and the project never imports SwanLab. So the run need not
-wait for a client without a network, and SwanLab's changes to signals, exceptions and exit stay in this process.
+It is started as a file and imports nothing of this project but `writer`, and the project never imports SwanLab. So the
+run need not wait for a client without a network, and SwanLab's changes to signals, exceptions and exit stay in this
+process.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
-import json
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
+
+from qwen_vl_lora.tracking import writer
 
 ANSWER_SECONDS = 3
 OPEN_SECONDS = 30
@@ -36,21 +37,21 @@ class CloudError(Exception):
 def main() -> int:
     """Handle messages until the input ends. Returns 0 if all of them were written."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run ends this process, also if SIGTERM goes to all processes
-    answers = _take_output()
+    answers = writer.take_output()
     try:
         import swanlab  # noqa: F401  as early as possible: it takes a second
     except Exception as error:
-        _answer(answers, refused=f"SwanLab cannot be imported: {_told(error)}")
+        writer.answer(answers, refused=f"SwanLab cannot be imported: {_told(error)}")
         return 1
-    messages = _messages()
+    messages = writer.messages()
     for message in messages:
         if "open" in message:
             try:
                 run = _open(**message["open"])
             except Exception as error:
-                _answer(answers, refused=_told(error))
+                writer.answer(answers, refused=_told(error))
                 return 1
-            _answer(
+            writer.answer(
                 answers,
                 id=message["open"]["id"],
                 folder=str(run.dir),
@@ -60,29 +61,8 @@ def main() -> int:
     return 0
 
 
-def _take_output() -> TextIO:
-    """Reserve standard output for messages, and discard what SwanLab prints."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    return answers
-
-
-def _answer(answers: TextIO, **facts: Any) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        print(json.dumps(facts), file=answers, flush=True)
-
-
 def _told(error: Exception) -> str:
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, CloudError) else f"{type(error).__name__}: {text}"
-
-
-def _messages() -> Iterator[dict[str, Any]]:
-    for line in sys.stdin:
-        with contextlib.suppress(ValueError):  # incomplete, if the sender was killed while writing it
-            yield json.loads(line)
+    return " ".join(str(error).split())[:300] if isinstance(error, CloudError) else writer.told(error)
 
 
 def _open(mode: str, **named: Any) -> Any:
