@@ -54,7 +54,7 @@ def measure_tower(base: Path, pairs: int) -> Record:
     """The vision tower over eight pictures of 280×280."""
     import torch
 
-    from qwen_vl_lora.features.quicker import quicken
+    from qwen_vl_lora.features.fast_tower import quicken
     from qwen_vl_lora.model.base_model import BaseModel
 
     plain, quick = (BaseModel("replica", base).load_vision_tower("float32", "cpu") for _ in range(2))

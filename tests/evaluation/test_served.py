@@ -148,8 +148,8 @@ def test_a_server_whose_prompt_has_another_length_is_refused(base, parameters, a
         gathered = gather_pictures([album], settings.image, recursive=False)
         here = tokens_here(base, settings, gathered.images, gathered.usable[0])
         told = rf"prompt has 999 tokens; here it has {here}, 16 of them for the picture.*min_pixels.*processor_config"
-        with pytest.raises(ServerError, match=told):
-            ServedCaptioner(base, None, settings).caption(gathered.images, gathered.usable)
+        with pytest.raises(ServerError, match=told):  # of several pictures any may be answered first
+            ServedCaptioner(base, None, settings).caption(gathered.images, gathered.usable[:1])
         ignoring = parameters({"address": server.address, "image_tokens": "ignore"})
         assert ServedCaptioner(base, None, ignoring).caption(gathered.images, gathered.usable)[0].text == "a dog"
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.features.encoding import encode_pictures
+from qwen_vl_lora.features.fast_tower import PatchProduct, quicken
 from qwen_vl_lora.features.key import FeatureKey
-from qwen_vl_lora.features.quicker import PatchProduct, quicken
 from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.runs.storage import file_sha256

@@ -13,8 +13,8 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from qwen_vl_lora.evaluation.chat_client import Answer, NotAnsweredError, Served, connected
 from qwen_vl_lora.evaluation.generation import GREEDY, Caption, seed_of
-from qwen_vl_lora.evaluation.server import Answer, NotAnsweredError, Served, connected
 from qwen_vl_lora.exceptions import ServerError
 from qwen_vl_lora.inference_parameters import SamplingParameters, ServerKind
 from qwen_vl_lora.model.adapter import Adapter

@@ -66,7 +66,7 @@ class Encoder:
 
     @functools.cached_property
     def _loaded(self) -> tuple[ChatEncoder, Any]:
-        from qwen_vl_lora.features.quicker import quicken  # imports torch
+        from qwen_vl_lora.features.fast_tower import quicken  # imports torch
 
         tower = self._base_model.load_vision_tower(self._dtype, choose_device(self._device))
         return self._encoder(), quicken(tower)

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from evaluation.servers import FaultyServer, Reply, free_port
-from qwen_vl_lora.evaluation import server as client
-from qwen_vl_lora.evaluation.server import NotAnsweredError, connected
+from qwen_vl_lora.evaluation import chat_client as client
+from qwen_vl_lora.evaluation.chat_client import NotAnsweredError, connected
 from qwen_vl_lora.exceptions import ServerError
 from qwen_vl_lora.inference_parameters import KEY, ServerParameters
 from qwen_vl_lora.runs import masking
