@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python scripts/install.py
 
-.PHONY: help run viz test lint test-slow test-cluster house verify-recipe verify-full-size bench bench-gpu bench-scale bench-peers base-model lock clean
+.PHONY: help run viz test lint test-slow test-cluster house verify-recipe verify-full-size bench bench-long bench-gpu bench-scale bench-peers base-model lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,8 +40,11 @@ verify-recipe: $(VENV)/.installed ## run a recipe on real weights: make verify-r
 verify-full-size: $(VENV)/.installed-dev ## Qwen2-VL-2B at its true sizes with random weights on a CPU, end to end (under an hour on 2 quiet cores)
 	$(BIN)/python -m benchmarks.verify_full_size
 
-bench: $(VENV)/.installed ## speed and memory against the tutorials' method (about 50 minutes on two quiet cores; MINUTES=40 leaves out what would not end by then)
+bench: $(VENV)/.installed ## speed and memory against the tutorials' method (about 25 minutes on two quiet cores; MINUTES=15 leaves out what would not end by then)
 	$(BIN)/python -m benchmarks.bench $(if $(MINUTES),--minutes $(MINUTES))
+
+bench-long: $(VENV)/.installed ## the same with all workloads, the longest in five pairs (about 2.5 hours)
+	$(BIN)/python -m benchmarks.bench --long
 
 bench-gpu: $(VENV)/.installed-dev ## the full-size job with random weights; needs a GPU
 	$(BIN)/python -m benchmarks.gpu

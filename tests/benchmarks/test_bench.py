@@ -80,14 +80,14 @@ def measure_once(name, images, folder):
     from benchmarks import bench
 
     workload = replace(choose(name)[0].toy(), images=images)
-    bench.run([workload], folder / "results.json", repeats=1, threads=1)
+    bench.run([workload], folder / "results.json", {workload.key: 1}, threads=1)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert {"commit", "machine", "workloads"} <= set(results)
     entry = results["workloads"][workload.key]
     assert entry["checks"]["failures"] == []
     assert entry["ratio"] == pytest.approx(entry["baseline_s"] / entry["project_s"], rel=1e-2)
     for side in ("baseline", "project"):
-        assert set(entry["runs"][side][0]) >= {"seconds", "peak_mb"}
+        assert set(entry["runs"][side][0]) >= {"seconds", "cpu_s", "peak_mb"}
     assert f"| {workload.key} |" in (folder / "results.md").read_text(encoding="utf-8")
     return entry
 
@@ -112,14 +112,14 @@ def test_a_killed_bench_goes_on_where_it_stopped_and_forgets_what_other_code_mea
     from benchmarks import bench, startup
 
     def runs(repeats):
-        bench.run(choose("S"), tmp_path / "results.json", repeats, threads=1)
+        bench.run(choose("S"), tmp_path / "results.json", {"S": repeats}, threads=1)
         return json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["workloads"]["S"]["runs"]["project"]
 
     monkeypatch.setattr(bench, "current_commit", lambda _: "one")
     (first,) = runs(1)
     assert first["seconds"] > 0
     # From here on the bookkeeping is looked at, and starting Kedro again would add nothing to it.
-    told = {"seconds": 123.0, "peak_mb": 45.0}
+    told = {"seconds": 123.0, "cpu_s": 100.0, "peak_mb": 45.0}
     monkeypatch.setattr(startup, "time_start", lambda _: told)
     monkeypatch.setattr(startup, "imported_modules", lambda _: set())
     both = runs(2)
@@ -134,9 +134,66 @@ def test_what_does_not_fit_in_the_minutes_is_left_out(tmp_path, capsys):
 
     from benchmarks import bench
 
-    results = bench.run(choose("W2,D_20000"), tmp_path / "results.json", None, threads=1, minutes=1)
+    times = {"W2_ckpt": 1, "D_20000": 1}
+    results = bench.run(choose("W2_ckpt,D_20000"), tmp_path / "results.json", times, threads=1, minutes=1)
     assert results["workloads"] == {}
-    assert "W2 is left out" in capsys.readouterr().err
+    assert "W2_ckpt is left out" in capsys.readouterr().err
+
+
+def runs_of(baseline, project):
+    """Runs of both sides by their seconds; they were busy all the time."""
+    sides = {"baseline": baseline, "project": project}
+    memory = {"baseline": 2.0, "project": 1.0}
+    return {
+        side: [{"seconds": time, "cpu_s": time, "peak_mb": memory[side]} for time in times]
+        for side, times in sides.items()
+    }
+
+
+def test_five_pairs_are_judged_by_their_lower_quartile_and_fewer_by_the_medians():
+    from benchmarks.measuring import summarize
+    from benchmarks.workloads import choose
+
+    (workload,) = choose("W1_2ep")  # at least 2.7 times as fast
+    five = summarize(workload, runs_of([30, 30, 28, 26, 20], [10, 10, 10, 10, 10]), {"failures": []})
+    assert (five["ratio"], five["lower_quartile"], five["reached"]) == (2.8, 2.6, False)
+    assert five["noise"] == {"wall": 1.5, "cpu": 1.5}
+    two = summarize(workload, runs_of([30, 26], [10, 10]), {"failures": []})
+    assert (two["ratio"], two["cpu_ratio"], two["lower_quartile"], two["reached"]) == (2.8, 2.8, None, True)
+
+
+def test_the_bench_without_long_is_expected_to_end_within_25_minutes():
+    from benchmarks.workloads import WORKLOADS
+
+    assert sum(workload.seconds * workload.times(is_long=False) for workload in WORKLOADS) <= 25 * 60
+    assert {workload.key for workload in WORKLOADS if workload.times(is_long=True) >= 5} >= {"W1_2ep", "W1_5ep_ckpt"}
+
+
+def test_the_history_marks_a_loss_of_speed_on_the_same_machine(tmp_path):
+    from benchmarks import history
+
+    def results(date, machine, **ratios):
+        workloads = {
+            key: {"ratio": ratio, "ratio_of": "project/baseline" if key == "S" else "baseline/project", "baseline_s": 1}
+            for key, ratio in ratios.items()
+        }
+        told = {"commit": "abc", "machine": machine, "workloads": workloads}
+        (tmp_path / f"{date}-{machine}.json").write_text(json.dumps(told), encoding="utf-8")
+
+    results("2026-01-01", "one", S=1.3, W0=8.0)
+    results("2026-01-02", "two", W0=4.0)
+    results("2026-01-03", "one", S=1.5, W0=7.9)
+    results("2026-01-04", "one", S=1.4, W0=6.0)
+    (tmp_path / "2026-01-05-one-memory.json").write_text('{"cells": []}', encoding="utf-8")
+
+    rows = history.write(tmp_path).read_text(encoding="utf-8").splitlines()[-4:]
+
+    assert rows == [
+        "| 2026-01-01 | abc | one | 1.30 | 8.00 |",
+        "| 2026-01-02 | abc | two | – | 4.00 |",
+        "| 2026-01-03 | abc | one | **1.50** | 7.90 |",
+        "| 2026-01-04 | abc | one | 1.40 | **6.00** |",
+    ]
 
 
 def test_a_difference_in_the_work_is_named():
