@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.library_parameters import TrainingParameters, library_names
 from qwen_vl_lora.parameters import LoraParameters, validate_parameters
-from qwen_vl_lora.training.arguments import check_arguments, check_schedule
+from qwen_vl_lora.training.arguments import check_arguments, check_schedule, training_arguments
 from qwen_vl_lora.training.loop import TrainingLoop
 from training.test_fit import PARAMETERS, TRAINING, fit  # noqa: F401
 
@@ -56,7 +56,7 @@ def judged(**changes):
     tree = {**TREE, "device": "cpu", "training_args": {**TREE["training_args"], **changes}}
     parameters = validate_parameters(copy.deepcopy(tree))
     check_arguments(parameters)
-    return parameters.training_args
+    return parameters
 
 
 @pytest.fixture
@@ -265,7 +265,7 @@ def test_every_schedule_that_is_allowed_can_be_used():
 
 
 def test_a_schedule_is_tried_with_the_steps_that_training_has():
-    arguments = judged(lr_scheduler_type="polynomial", warmup_steps=6)
+    arguments = training_arguments(judged(lr_scheduler_type="polynomial", warmup_steps=6))
     check_schedule(arguments, 8)
     with pytest.raises(ParameterError, match="in 6 steps, 6 of them warm-up"):
         check_schedule(arguments, 6)
@@ -295,7 +295,7 @@ NAMES = sorted(library_names(*TrainingParameters.source) | set(TrainingParameter
 def test_whatever_is_said_is_passed_on_or_refused_by_its_name(changes):
     """Over all names of the installed TrainingArguments."""
     try:
-        arguments = judged(**changes)
+        arguments = judged(**changes).training_args
     except ParameterError as error:
         said = str(error)
         assert any(re.search(rf"\b{name}\b", said) for name in changes), said

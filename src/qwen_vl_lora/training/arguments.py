@@ -17,7 +17,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.model.devices import choose_device
 from qwen_vl_lora.parameter_groups import nearest
-from qwen_vl_lora.parameters import Parameters, TrainingParameters
+from qwen_vl_lora.parameters import Parameters
 
 _SET_HERE = {"optimizer", "last_epoch", "num_warmup_steps", "num_training_steps", "num_stable_steps", "mode", "_"}
 """Arguments of the schedules that the training sets itself; `mode` is: the best validation loss is the smallest."""
@@ -55,15 +55,10 @@ def make_optimizer(model: Any, arguments: TrainingArguments) -> torch.optim.Opti
     return optimizer
 
 
-def make_schedule(optimizer: Any, training_args: TrainingParameters, steps: int) -> Any:
+def make_schedule(optimizer: Any, arguments: TrainingArguments, steps: int) -> Any:
     """transformers' learning rate schedule over `steps` optimizer steps."""
-    kind, options = training_args.lr_scheduler_type, training_args.lr_scheduler_kwargs or {}
-    return get_scheduler(kind, optimizer, _warmup_steps(training_args, steps), steps, options)
-
-
-def _warmup_steps(training_args: TrainingParameters, steps: int) -> int:
-    warmup = training_args.warmup_steps
-    return int(warmup) if warmup >= 1 else math.ceil(steps * warmup)
+    kind, options = arguments.lr_scheduler_type, arguments.lr_scheduler_kwargs or {}
+    return get_scheduler(kind, optimizer, arguments.get_warmup_steps(steps), steps, options)
 
 
 def check_arguments(settings: Parameters) -> None:
@@ -78,13 +73,14 @@ def check_arguments(settings: Parameters) -> None:
             "to train in float32."
         )
     try:
-        make_optimizer(torch.nn.Linear(1, 1), training_arguments(settings))
+        arguments = training_arguments(settings)
+        make_optimizer(torch.nn.Linear(1, 1), arguments)
     except (ValueError, TypeError, ImportError) as error:
         raise ParameterError(f"training_args: transformers refuses these values: {error}") from error
-    check_schedule(settings.training_args)
+    check_schedule(arguments)
 
 
-def check_schedule(training_args: TrainingParameters, steps: int | None = None) -> None:
+def check_schedule(arguments: TrainingArguments, steps: int | None = None) -> None:
     """Compute the learning rates of a training at many of its steps.
 
     Args:
@@ -93,7 +89,7 @@ def check_schedule(training_args: TrainingParameters, steps: int | None = None) 
     Raises:
         ParameterError: if the schedule refuses `lr_scheduler_kwargs`, or gives a rate that is negative or not finite.
     """
-    kind, settings = training_args.lr_scheduler_type, training_args.lr_scheduler_kwargs or {}
+    kind, settings = str(arguments.lr_scheduler_type.value), arguments.lr_scheduler_kwargs or {}
     where = f"training_args.lr_scheduler_kwargs, for lr_scheduler_type `{kind}`"
     known = _settings_of(kind)
     for name in settings:
@@ -101,11 +97,11 @@ def check_schedule(training_args: TrainingParameters, steps: int | None = None) 
             allowed = ", ".join(sorted(known)) or "none"
             raise ParameterError(f"{where}: unknown name {name!r}{nearest(name, known)}. Allowed: {allowed}.")
     if steps is None:
-        steps = training_args.max_steps if training_args.max_steps > 0 else _MANY_STEPS
-    warmup = _warmup_steps(training_args, steps)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training_args.learning_rate)
+        steps = arguments.max_steps if arguments.max_steps > 0 else _MANY_STEPS
+    warmup = arguments.get_warmup_steps(steps)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
     try:
-        schedule = make_schedule(optimizer, training_args, steps)
+        schedule = make_schedule(optimizer, arguments, steps)
         rates = _rates_on_a_plateau(schedule) if kind == _PLATEAU else _rates(schedule, steps, warmup)
         wrong = [rate for rate in rates if not 0 <= rate < math.inf]
     except (ValueError, TypeError, ArithmeticError) as error:

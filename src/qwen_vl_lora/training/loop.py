@@ -239,7 +239,7 @@ class TrainingLoop:
 
     def prepare(self, checkpoint: Path | None = None) -> None:
         """Set up model, optimizer and schedule for the first step, or restore them from the checkpoint."""
-        arguments, is_sharded = self._arguments, self._arguments.is_sharded
+        is_sharded = self._arguments.is_sharded
         self._began, self._logged_at, self._captions = time.perf_counter(), time.perf_counter(), 0
         if checkpoint is not None:
             self._load_weights(checkpoint)
@@ -249,7 +249,7 @@ class TrainingLoop:
         # A sharded model reduces its gradients itself, so it is not wrapped in DDP.
         self.model = self._accelerator.prepare_model(self.adapted, evaluation_mode=is_sharded)
         self.optimizer = self._accelerator.prepare_optimizer(optimizer)
-        self.schedule = make_schedule(self.optimizer, arguments, self.steps)
+        self.schedule = make_schedule(self.optimizer, self._library, self.steps)
         self._loss = torch.zeros((), device=self.device)
         if checkpoint is not None:
             self._load(checkpoint)

@@ -27,7 +27,7 @@ from qwen_vl_lora.pages.language import choose_language
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.samples.prompts import TrainedPrompt
 from qwen_vl_lora.samples.records import Rejection
-from qwen_vl_lora.training.arguments import check_schedule
+from qwen_vl_lora.training.arguments import check_schedule, training_arguments
 from qwen_vl_lora.training.batch_size import choose_batch_size
 from qwen_vl_lora.training.collator import ForwardPass, RowCollator, to_device
 from qwen_vl_lora.training.data import TrainingData, encode_data
@@ -86,7 +86,7 @@ def train(
     train = encoded.train
     check_rows(train, settings.rows, base_model.family)
     steps = count_steps(train, settings)
-    check_schedule(settings.training_args, steps)
+    check_schedule(training_arguments(settings), steps)
     if here.is_first():
         logger.info(encoded.prompt.sentence())
 
