@@ -48,3 +48,11 @@ def test_surroundings_that_one_side_does_not_know_are_left_out():
     one = {"packages": {"torch": "2.15"}, "threads": 2, "git": None, "code_sha256": "a"}
     two = {"packages": {"torch": "2.16"}, "threads": None, "git": {"commit": "c"}, "code_sha256": "b"}
     assert differing_surroundings(one, two) == ["torch: 2.15 → 2.16", "code_sha256: a → b"]
+
+
+def test_a_run_of_a_version_that_rounds_otherwise_says_that_bits_differ():
+    old, now = {"code_sha256": "a"}, {"code_sha256": "a", "arithmetic": 2}  # the first version recorded none
+    (told,) = differing_surroundings(old, now)
+    assert told.startswith("arithmetic: 1 → 2 ")
+    assert "not bit for bit" in told
+    assert differing_surroundings(now, now) == differing_surroundings(old, old) == []

@@ -125,4 +125,15 @@ def differing_surroundings(one: Mapping[str, Any], two: Mapping[str, Any]) -> li
     others = [
         f"{name}: {ours} → {theirs}" for name, ours, theirs in pairs if None not in (ours, theirs) and ours != theirs
     ]
-    return [*packages, *others]
+    return [*packages, *others, *_other_arithmetic(one, two)]
+
+
+def _other_arithmetic(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """Whether one of the runs was made by a version of this project that rounds otherwise; the oldest stored none."""
+    versions = [facts.get("arithmetic", 1) for facts in (one, two) if "code_sha256" in facts]
+    if len(set(versions)) < 2:
+        return []
+    return [
+        f"arithmetic: {versions[0]} → {versions[1]} (the order of operations in this project has changed: features and "
+        "adapters are equal to rounding, not bit for bit)"
+    ]
