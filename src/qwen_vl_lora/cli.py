@@ -14,7 +14,7 @@ from kedro.framework.cli.project import run as kedro_run
 
 from qwen_vl_lora import __version__
 from qwen_vl_lora.cluster.here import ignored_variables
-from qwen_vl_lora.exceptions import ParameterError
+from qwen_vl_lora.exceptions import MissingArtifactError, ParameterError
 from qwen_vl_lora.parameter_groups import nearest
 from qwen_vl_lora.runs.foreign import Permissions, permit
 from qwen_vl_lora.session.console import (
@@ -75,6 +75,14 @@ def _with_verbose(command: click.Command) -> click.Command:
 class LazyCommands(click.Group):
     """Imports the module of a command when it is called, so that `kedro` starts quickly."""
 
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        """Take options of `run` without a command for a run: so Kedro's guides start a packaged project."""
+        own = {name for option in self.params for name in option.opts}
+        place, first = next(((at, text) for at, text in enumerate(arguments) if text not in own), (0, ""))
+        if first.partition("=")[0] in {name for option in run.params for name in option.opts}:
+            arguments = [*arguments[:place], "run", *arguments[place:]]
+        return super().parse_args(context, arguments)
+
     def invoke(self, context: click.Context) -> Any:
         with interruptible():
             return super().invoke(context)
@@ -87,7 +95,13 @@ class LazyCommands(click.Group):
             context.fail(
                 f"No such command {arguments[0]!r}{nearest(arguments[0], set(known))}. Commands: {', '.join(known)}."
             )
-        return super().resolve_command(context, arguments)
+        name, command, rest = super().resolve_command(context, arguments)
+        if command is not run and find_project() is None and not Path("conf").is_dir():
+            raise SystemExit(
+                f"qwen-vl-lora {name} must be called inside a project folder (with pyproject.toml and conf/), or where "
+                "a packaged project ran."
+            )
+        return name, command, rest
 
     def list_commands(self, context: click.Context) -> list[str]:
         return sorted({*super().list_commands(context), *COMMANDS})
@@ -139,14 +153,31 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
     from qwen_vl_lora.runs.replay import check_foreign_configuration
     from qwen_vl_lora.session.configuration import check_option_names
+    from qwen_vl_lora.session.packaged import is_archive
     from qwen_vl_lora.session.selection import check_selection
 
     check_option_names(options)
     check_selection(options)
-    project = project_folder()
+    project, given = project_folder(), options["conf_source"]
     own = project / settings.CONF_SOURCE
-    if options["conf_source"] and Path(options["conf_source"]).resolve() != own.resolve():
-        check_foreign_configuration(Path(options["conf_source"]), own, project)
+    if not own.is_dir():
+        _check_that_the_user_named(given, own)
+    elif given and not is_archive(given) and Path(given).resolve() != own.resolve():
+        check_foreign_configuration(Path(given), own, project)
+
+
+def _check_that_the_user_named(source: str | None, own: Path) -> None:
+    """Check that the configuration of a folder without `conf/` was chosen on the command line: it is trusted."""
+    if source is None:
+        raise MissingArtifactError(
+            f"{own} not found. Expected a project folder, or --conf-source with the configuration of a packaged "
+            "project: a folder, or the archive of `kedro package`."
+        )
+    if click.get_current_context().get_parameter_source("conf_source") == click.core.ParameterSource.DEFAULT_MAP:
+        raise ParameterError(
+            f"The --config file names conf_source {source}, and there is no {own} to compare it with. A file may not "
+            "choose the configuration that is trusted. Name it on the command line: --conf-source."
+        )
 
 
 def _read_config_file(context: click.Context, _: click.Parameter, value: str | None) -> str | None:
@@ -189,19 +220,26 @@ _PERMISSIONS = [
         help="Let a configuration from elsewhere enable what conf/ disables: URLs, folders, trackers' clouds, hubs.",
     ),
 ]
-cli.add_command(click.Command("run", params=[*_options(), *_PERMISSIONS], callback=_run, help=kedro_run.help))
+run = click.Command("run", params=[*_options(), *_PERMISSIONS], callback=_run, help=kedro_run.help)
+cli.add_command(run)
 
 
-def main() -> None:
-    """Entry point of `qwen-vl-lora`; call it inside a project folder."""
+def main(*arguments: Any, **options: Any) -> Any:
+    """Entry point of `qwen-vl-lora`: inside a project folder, or where a packaged project runs.
+
+    Args:
+        arguments, options: of `click.Command.main`, for callers in Python.
+    """
+    from kedro.framework.project import configure_project
     from kedro.framework.startup import bootstrap_project
 
     prepare_terminal()
     show_messages_for_expected_errors()
     project = find_project()
     if project is None:
-        raise SystemExit("qwen-vl-lora must be called inside a project folder (with pyproject.toml and conf/).")
-    bootstrap_project(project)
+        configure_project(__name__.partition(".")[0])
+    else:
+        bootstrap_project(project)
     prepare_terminal()  # Kedro has set log handlers and a hook for tracebacks of its own
     show_messages_for_expected_errors()
-    cli()
+    return cli(*arguments, **options)

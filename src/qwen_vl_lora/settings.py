@@ -1,13 +1,16 @@
 """Kedro's settings of this project."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from kedro.config import OmegaConfigLoader
 
 from qwen_vl_lora.cluster.here import forget_other_launchers
+from qwen_vl_lora.session.console import project_folder
 from qwen_vl_lora.session.given_parameters import hide_templates, show_templates
 from qwen_vl_lora.session.hooks import LineageHooks, ProjectHooks, TrackingHooks
+from qwen_vl_lora.session.packaged import is_archive, unpacked
 from qwen_vl_lora.tracking.choice import PLUGINS
 
 forget_other_launchers()
@@ -16,14 +19,20 @@ forget_other_launchers()
 # Read when torch is imported, which is after this.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-DISABLE_HOOKS_FOR_PLUGINS = PLUGINS
+# A packaged project has no .telemetry file, which keeps Kedro's usage data from being sent.
+DISABLE_HOOKS_FOR_PLUGINS = (*PLUGINS, "kedro-telemetry", "kedro_telemetry")
 HOOKS = (ProjectHooks(), LineageHooks(), TrackingHooks())
 
 
 class TextLoader(OmegaConfigLoader):
-    """Kedro's loader, in which `--params` gives values: a `${…}` in them is text. In files it stays a template."""
+    """Kedro's loader, in which `--params` gives values: a `${…}` in them is text. In files it stays a template.
+
+    It reads folders. The archive of `kedro package` becomes one.
+    """
 
     def __init__(self, conf_source: str, *, runtime_params: dict[str, Any] | None = None, **options: Any) -> None:
+        if is_archive(conf_source):
+            conf_source = str(unpacked(Path(conf_source), project_folder()))
         super().__init__(conf_source, runtime_params=hide_templates(runtime_params or {}), **options)
 
     def __getitem__(self, key: str) -> dict[str, Any]:

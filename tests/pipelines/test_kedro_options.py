@@ -71,7 +71,7 @@ def test_the_configuration_that_a_run_stored_gives_the_same(plain, go, project):
     assert contents(go(conf_source=str(stored), env="base")) == contents(plain)
 
 
-def test_another_configuration_is_read_from_a_folder_and_not_from_an_archive(plain, go, project):
+def test_another_configuration_is_read_from_a_folder_and_an_archive_must_be_that_of_the_project(plain, go, project):
     elsewhere = shutil.copytree(plain.folder / "conf", project / "elsewhere")
     parameters = elsewhere / "base" / "parameters.yml"
     tree = yaml.safe_load(parameters.read_text())
@@ -80,6 +80,8 @@ def test_another_configuration_is_read_from_a_folder_and_not_from_an_archive(pla
     record = go(conf_source="elsewhere", env="base")
     assert record.facts["parameters"]["split"]["seed"] == 7
     assert contents(record)["train_conversations"] != contents(plain)["train_conversations"]
-    archive = shutil.make_archive(str(project / "conf"), "gztar", elsewhere)
-    with pytest.raises(ParameterError, match="expected a folder"):
-        go(conf_source=archive, env="base")
+    archive = shutil.make_archive(str(project / "packaged"), "gztar", project, "conf")
+    assert contents(go(conf_source=archive)) == contents(plain)
+    (project / "conf" / "base" / "globals.yml").write_text("recipe: other\n")
+    with pytest.raises(ParameterError, match=r"packaged.tar.gz differs from .*conf: base/globals.yml"):
+        go(conf_source=archive)

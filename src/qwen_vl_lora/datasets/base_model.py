@@ -13,6 +13,7 @@ from kedro_datasets._typing import TablePreview
 
 from qwen_vl_lora.hub.repositories import HUBS, parse_repository
 from qwen_vl_lora.hub.snapshots import snapshot_of
+from qwen_vl_lora.model import shipped_base
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.model.fingerprints import stored_tensors
 from qwen_vl_lora.runs.artifacts import relative
@@ -59,6 +60,8 @@ class BaseModelDataset(AbstractDataset[None, BaseModel]):
         self._model = named
         # `model` is no path to Kedro, which would make it absolute; a command or notebook may run in a subfolder.
         self._folder = (find_kedro_project(Path.cwd()) or Path.cwd()) / Path(named).expanduser()
+        if named == shipped_base.PLACE:
+            shipped_base.unpack(self._folder)
         repository = None if self._folder.is_dir() else parse_repository("model", named, HUBS[hub])
         if repository is None and named.startswith(("hf:", "ms:")):
             raise DatasetError(

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from qwen_vl_lora.pages.language import ENGLISH, Language
+from qwen_vl_lora.runs.storage import make_folder, temporary
 
 FINGERPRINT = "7cc7340a45d92fe7463a68a7489fd41847da0348284085d127607741d3a8d11c"
 DRAWINGS = "ScenesDataset"
 """Class of the only source whose pictures this base knows."""
 
 DRAWINGS_ONLY = ENGLISH("drawings_only")
+
+PLACE = "data/06_models/tiny_qwen2_vl"
+"""Where a project has it, as its globals.yml names it."""
+
+_PACKAGED = Path(__file__).parents[1] / "tiny" / "base"
+"""Its files in the wheel; a clone has them at PLACE."""
+
+
+def unpack(folder: Path) -> None:
+    """Copy the base to `folder`, whole or not at all, if it is not there and the wheel brought it."""
+    if folder.exists() or not _PACKAGED.is_dir():
+        return
+    make_folder(folder.parent)
+    partial = temporary(folder)
+    try:
+        shutil.copytree(_PACKAGED, partial)
+        partial.rename(folder)
+    except OSError:  # another process was quicker
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def note_on_base(record: Mapping[str, Any], language: Language = ENGLISH) -> str | None:

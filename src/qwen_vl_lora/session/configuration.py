@@ -12,7 +12,6 @@ from typing import Any
 
 from kedro.config import AbstractConfigLoader
 from kedro.framework.context import KedroContext
-from kedro.framework.project import settings
 
 from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.names import check_name
@@ -26,6 +25,7 @@ from qwen_vl_lora.runs.replay import (
     own_bases,
     own_parameters,
 )
+from qwen_vl_lora.session.packaged import own_configuration
 from qwen_vl_lora.tracking.choice import OPENINGS
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ def check_configuration(context: KedroContext) -> None:
         ParameterError: naming the value and its place.
     """
     loader, project = context.config_loader, Path(context.project_path)
-    source, own = Path(loader.conf_source), project / settings.CONF_SOURCE
+    source = Path(loader.conf_source)
+    own = own_configuration(source, project)
     is_foreign = source.resolve() != own.resolve()
     _check_environment(context.env, source)
     if is_foreign:

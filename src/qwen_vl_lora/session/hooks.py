@@ -11,7 +11,6 @@ from typing import Any
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
-from kedro.framework.project import settings
 from kedro.io import CatalogProtocol, DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
@@ -27,6 +26,7 @@ from qwen_vl_lora.runs.record_schema import Outcome
 from qwen_vl_lora.runs.run import RunInterruptedError, current_run
 from qwen_vl_lora.session.configuration import check_configuration
 from qwen_vl_lora.session.console import expected_error
+from qwen_vl_lora.session.packaged import own_configuration
 from qwen_vl_lora.session.preflight import check_run
 from qwen_vl_lora.session.recording import RunRecorder, shared_settings
 from qwen_vl_lora.session.results import tell_results
@@ -205,7 +205,8 @@ class TrackingHooks:
         if self._context is not None and pipeline.all_outputs() & {"training_log", "caption_metrics"}:
             parameters = dict(self._context.config_loader["parameters"])
             recipe, logs = shared_settings(self._context, parameters)["recipe"], self._context.project_path / "logs"
-            conf = self._context.project_path / settings.CONF_SOURCE
+            source = Path(self._context.config_loader.conf_source)
+            conf = own_configuration(source, self._context.project_path)
             own = [conf / env for env in ("base", self._context.env or "local")]
             self._chosen = choose_trackers(validate_parameters(parameters), logs, recipe, own)
 

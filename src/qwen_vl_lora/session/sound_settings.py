@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import yaml
 from kedro.framework.context import KedroContext
-from kedro.framework.project import settings
 from kedro.io import CatalogProtocol, DatasetError
 from kedro.pipeline import Pipeline
 
@@ -25,6 +24,7 @@ from qwen_vl_lora.model.families import Family, family_of_published
 from qwen_vl_lora.model.lora_checks import missed_linear_attention
 from qwen_vl_lora.model.shipped_base import DRAWINGS, DRAWINGS_ONLY, FINGERPRINT
 from qwen_vl_lora.parameters import Parameters
+from qwen_vl_lora.session.packaged import own_configuration
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def stated_keys(context: KedroContext) -> frozenset[str] | None:
     """
     loader: Any = context.config_loader
     source = Path(loader.conf_source)
-    if source.resolve() != (context.project_path / settings.CONF_SOURCE).resolve():
+    if source.resolve() != own_configuration(source, context.project_path).resolve():
         return None
     trees = [dict(loader.runtime_params or {})]
     environment = loader.env or loader.default_run_env
