@@ -81,7 +81,7 @@ def test_a_real_base_is_not_trained_with_the_defaults_of_the_tiny_one(project, t
     assert f"The base model is {base} (" in said
     for setting in TINY_SETTINGS:
         assert f"  {setting.name}: " in said
-    assert f'kedro run --env own_captions_qwen --params "captions_file=captions.csv,base_model={base}"' in said
+    assert f"--env own_captions_qwen --params captions_file=captions.csv,base_model={base}" in said
 
 
 def test_the_tiny_settings_are_those_of_the_embedded_default():

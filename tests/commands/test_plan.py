@@ -37,6 +37,7 @@ def plan(monkeypatch, tmp_path):
     def call(project, *arguments):
         monkeypatch.chdir(project)
         bootstrap_project(project)
+        monkeypatch.setattr("sys.argv", ["qwen-vl-lora", "plan", *arguments])
         result = CliRunner().invoke(command, list(arguments))
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
@@ -133,6 +134,24 @@ def test_a_recipe_whose_base_and_data_are_elsewhere_is_planned_by_published_size
     assert "fits ← configured" in page
     assert "does not fit" not in page
     assert "124 s at 8 samples/s (stated)" in page
+    assert "rough estimate" not in page
+
+
+def test_without_a_speed_there_are_rough_times_that_say_what_they_are(plan, tmp_path):
+    fresh = make_project(tmp_path / "fresh")
+    foreseen = json.loads(plan(fresh, "--json", "--env", "qwen2_vl_2b_coco"))
+    assert foreseen["seconds"] is None
+    times = {time["gpu"]: time for time in foreseen["rough_times"]}
+    tokens = foreseen["tokens"]["median"]  # the stand-in captions are all as long
+    language, head, lora = 1_310_195_712, 1536 * 151_936, 73_859_072
+    low, high = (992 * (6 * (language * tokens + head * scored) + 8 * lora * tokens) for scored in (5, 40))
+    assert low < times["RTX 3090"]["seconds"][0] * 71e12 * 0.4 < high
+    assert low < times["RTX 3090"]["seconds"][1] * 71e12 * 0.1 < high
+    assert times["H100"]["seconds"] == pytest.approx([62 * 4 * 28 * 0.002, 62 * 4 * 28 * 0.005])
+    assert all(time["fits"] for time in times.values())
+    page = " ".join(plan(fresh, "--env", "qwen2_vl_2b_coco").split())
+    assert "rough estimate, not measured" in page
+    assert "below, roughly" in page
 
 
 @pytest.mark.parametrize(
@@ -174,7 +193,7 @@ def test_an_unknown_base_that_is_elsewhere_is_refused(plan, tmp_path):
 
 def test_the_defaults_of_the_tiny_base_are_not_planned_for_a_real_one(plan, tmp_path):
     fresh = make_project(tmp_path / "fresh")
-    with pytest.raises(ParameterError, match=r"learning_rate: 0\.004[^$]*kedro run --env own_captions_qwen"):
+    with pytest.raises(ParameterError, match=r"learning_rate: 0\.004[^$]*qwen-vl-lora plan --env own_captions_qwen"):
         plan(fresh, "--params", "captions.num_rows=8,split.test_images=2,split.validation_images=1,"
              "base_model=Qwen/Qwen2-VL-2B-Instruct")  # fmt: skip
 

@@ -61,7 +61,7 @@ def plan(
 
     Nothing is downloaded, computed on a GPU or written. The data come from the newest data_engineering run or,
     without one, from the source. The time follows from --samples-per-second, or from an earlier training of the
-    recipe; without either it is not estimated.
+    recipe. Without either, a table has rough times for usual GPUs: an estimate, not a measurement.
     """
     keep_stdout_for_results()
     from kedro.framework.session import KedroSession
@@ -85,6 +85,8 @@ def plan(
         return
     console = terminal()
     console.print(_facts_table(made), _memory_table(made))
+    if made.rough_times:
+        console.print(_times_table(made))
     for line in _remarks(made):
         console.print(f"• {line}")
 
@@ -132,6 +134,29 @@ def _memory_table(made: Plan) -> Table:
     return table
 
 
+def _times_table(made: Plan) -> Table:
+    from rich.table import Table
+
+    from qwen_vl_lora.training.duration import UTILIZATION
+
+    highest, lowest = UTILIZATION
+    title = (
+        "Training time, rough estimate, not measured: "
+        f"FLOPs / (published peak x {highest:.0%} to {lowest:.0%}), or waits between kernels; "
+        "without encoding and evaluation"
+    )
+    table = Table(title=title, title_justify="left")
+    for heading in ("GPU", "memory", "peak, dense bfloat16", "time", ""):
+        table.add_column(heading, justify="left" if heading in ("GPU", "") else "right", overflow="fold")
+    for rough in made.rough_times:
+        shortest, longest = rough.seconds
+        times = f"{_duration(shortest)} to {_duration(longest)}"
+        table.add_row(
+            rough.gpu, f"{rough.memory} GB", f"{rough.teraflops:g} TFLOP/s", times, "" if rough.fits else "does not fit"
+        )
+    return table
+
+
 def _remarks(made: Plan) -> list[str]:
     lines = []
     if made.stops_on_too_long:
@@ -162,10 +187,12 @@ def _some(ids: list[str]) -> str:
 
 def _time(made: Plan) -> str:
     if made.seconds is None or made.speed is None:
-        return "unknown: give --samples-per-second, or train once"
-    minutes = made.seconds / 60
-    shown = (
-        f"{made.seconds:.0f} s" if minutes < 3 else f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.1f} h"
-    )
+        below = "below, roughly; " if made.rough_times else "unknown; "
+        return f"{below}for a better figure give --samples-per-second, or train once"
     speed = f"{made.speed.samples_per_second:g} samples/s ({made.speed.source})"
-    return f"{shown} at {speed}; without encoding and evaluation"
+    return f"{_duration(made.seconds)} at {speed}; without encoding and evaluation"
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 3 else f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.1f} h"

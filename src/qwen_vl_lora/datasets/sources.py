@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from kedro.io import AbstractDataset, DatasetError
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
+from qwen_vl_lora.runs.given_command import repeated
 from qwen_vl_lora.samples.records import Row
 from qwen_vl_lora.samples.source import GivenRows, Source
 from qwen_vl_lora.samples.sources import FORMS, CaptionsFile, require_file
@@ -198,8 +199,8 @@ def require_path(filepath: str | None, what: str) -> Path:
     """Raises: MissingArtifactError, saying what to give, when no path was given."""
     if not filepath:
         raise MissingArtifactError(
-            "`captioned_images` has no file. Give yours on the command line: "
-            f'kedro run --params "captions_file=path/to/captions.csv". Required is {what}.'
+            f"`captioned_images` has no file. Expected {what}. Give yours: "
+            f"{repeated({'captions_file': 'path/to/captions.csv'})}"
         )
     return expand_home(filepath)
 

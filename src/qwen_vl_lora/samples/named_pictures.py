@@ -15,6 +15,7 @@ from typing import cast
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError, ParameterError
 from qwen_vl_lora.parameters import ImageParameters
+from qwen_vl_lora.runs.given_command import repeated
 from qwen_vl_lora.samples.fields import find_fields
 from qwen_vl_lora.samples.image_files import inspect_image
 from qwen_vl_lora.samples.image_stage import read_allowed_file, readable_roots
@@ -90,7 +91,7 @@ def named_place(images: str | None) -> Path:
     if images is None:
         raise ParameterError(
             "inference.images is not set. Give a folder, a picture, or a CSV with the column image_path: "
-            'kedro run --pipeline inference --params "inference.images=path/to/folder".'
+            + repeated({"inference.images": "path/to/folder"})
         )
     place = Path(images).expanduser()
     if not place.exists():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import shlex
 import signal
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +22,8 @@ from qwen_vl_lora.runs.artifacts import describe_artifact, digest, relative
 from qwen_vl_lora.runs.comparison import differing_settings
 from qwen_vl_lora.runs.consistency import choose_versions
 from qwen_vl_lora.runs.foreign import SEAL_FILE, seal_of
-from qwen_vl_lora.runs.masking import mask_command, mask_text, mask_tree
+from qwen_vl_lora.runs.given_command import given_command
+from qwen_vl_lora.runs.masking import mask_text, mask_tree
 from qwen_vl_lora.runs.record_schema import Outcome
 from qwen_vl_lora.runs.records import Record, RecordWriter, all_records, read_records, runs_folder
 from qwen_vl_lora.runs.replay import replay_options, stored_configuration
@@ -82,7 +81,7 @@ class RunRecorder:
             "pipelines": pipelines,
             "env": self._context.env,
             "configuration": relative(Path(self._context.config_loader.conf_source), self._root),
-            "command": shlex.join(mask_command([Path(sys.argv[0]).name, *sys.argv[1:]])),
+            "command": given_command(),
             "runtime_params": mask_tree(dict(self._run_params.get("runtime_params") or {})),
             "parameters": mask_tree(self._parameters),
             "stages": _stages(self._pipeline, self._catalog),

@@ -24,6 +24,7 @@ from qwen_vl_lora.model.families import Family, family_of_published
 from qwen_vl_lora.model.lora_checks import missed_linear_attention
 from qwen_vl_lora.model.shipped_base import DRAWINGS, DRAWINGS_ONLY, FINGERPRINT
 from qwen_vl_lora.parameters import Parameters
+from qwen_vl_lora.runs.given_command import repeated
 from qwen_vl_lora.session.packaged import own_configuration
 
 logger = logging.getLogger(__name__)
@@ -157,12 +158,12 @@ def refuse_tiny_settings(base: str, size: float, parameters: Parameters, stated:
     if not left:
         return
     about = "a model of the hub" if math.isinf(size) else f"{size / 1e9:.1f} billion parameters"
-    captions = parameters.captions_file or "path/to/captions.csv"
+    more = {"captions_file": parameters.captions_file or "path/to/captions.csv", "base_model": base}
     raise ParameterError(
         f"The base model is {base} ({about}), but these settings are the defaults for the tiny base:\n"
         + "\n".join(left)
         + "\nUse the recipe with settings for a full-size base:\n"
-        f'  kedro run --env {RECIPE} --params "captions_file={captions},base_model={base}"\n'
+        f"  {repeated(more, env=RECIPE)}\n"
         "or give each of these settings yourself, by --params or in conf/<env>/parameters.yml. docs/parameters.md "
         "lists what the recipe sets, and why."
     )

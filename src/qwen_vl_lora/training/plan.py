@@ -1,7 +1,8 @@
 """What a training will need, computed in advance without a GPU or weights. Nothing is written.
 
 Training's own code plans rows and forward passes, so samples, steps and token counts are exact for the given
-conversations. Memory is `training.memory`'s estimate, and time is the number of samples over the throughput.
+conversations. Memory is `training.memory`'s estimate. Time is the number
+of samples over the throughput, or the rough estimate of `training.duration`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from qwen_vl_lora.model.pictures import PictureSizer
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.samples.conversations import Conversation
 from qwen_vl_lora.samples.image_store import ImageStore
+from qwen_vl_lora.training.duration import RoughTime, rough_times
 from qwen_vl_lora.training.memory import (
     BYTES_OF_DTYPE,
     CONTEXT_BYTES,
@@ -132,7 +134,8 @@ class Plan:
         image_tokens: of one picture.
         features: stored image features of all splits.
         changes: settings that need less memory, if the configured size does not fit.
-        seconds: of training alone, without encoding and evaluation.
+        seconds: of training alone, without encoding and evaluation; None without a speed.
+        rough_times: estimates for usual GPUs, without a speed.
     """
 
     base: str
@@ -157,6 +160,7 @@ class Plan:
     changes: list[Change]
     speed: Speed | None
     seconds: float | None
+    rough_times: list[RoughTime]
     notes: list[str]
 
 
@@ -214,6 +218,7 @@ def make_plan(
         changes=lighter,
         speed=speed,
         seconds=captions / speed.samples_per_second if speed else None,
+        rough_times=[] if speed else rough_times(model, train, parameters, steps, _asked(needs, parameters).needed),
         notes=_notes(parameters, base.family, encoder.sizer),
     )
 
@@ -273,11 +278,16 @@ def _needs(
         needed = model.needed(shape)
         fits = None if gpu_memory is None else needed <= gpu_memory
         needs.append(BatchNeed(size, shape.tokens, model.peak(shape), needed, fits, size == configured))
-    # `auto` may choose a single caption.
-    asked = needs[0] if configured == "auto" else next(need for need in needs if need.is_configured)
+    asked = _asked(needs, parameters)
     if asked.fits is not False:
         return needs, []
     return needs, changes(model, shape_of, asked.batch_size, per_step)
+
+
+def _asked(needs: Sequence[BatchNeed], parameters: Parameters) -> BatchNeed:
+    """The configured size; `auto` may choose a single caption."""
+    is_auto = parameters.training_args.per_device_train_batch_size == "auto"
+    return needs[0] if is_auto else next(need for need in needs if need.is_configured)
 
 
 def _ranks(parameters: Parameters) -> int:
