@@ -20,7 +20,7 @@ from kedro.framework.cli import project as kedro_project
 from kedro.framework.startup import bootstrap_project
 
 from command_line import DATA_SLICE, TRAINING_SLICE, environment
-from qwen_vl_lora.cli import cli
+from qwen_vl_lora.cli import OUTSIDE, cli
 from qwen_vl_lora.exceptions import MissingArtifactError, ParameterError
 from qwen_vl_lora.session import packaged
 from qwen_vl_lora.session.packaged import own_configuration, unpacked
@@ -149,7 +149,7 @@ def test_options_of_a_run_without_a_command_are_a_run(monkeypatch, arguments, ta
 
 @pytest.mark.parametrize("command", ["runs", "caption"])
 def test_a_command_in_a_folder_that_is_no_project_says_so(folder, command):
-    done = CliRunner().invoke(cli, [command, "x"])
+    done = CliRunner().invoke(cli, [command, "x"], obj=OUTSIDE)
     assert f"qwen-vl-lora {command} must be called inside a project folder" in str(done.exception)
 
 

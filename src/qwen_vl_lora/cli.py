@@ -45,6 +45,9 @@ COMMANDS = (
 )
 """Names of the modules in `commands/`. Each holds a click command of the same name."""
 
+OUTSIDE = object()
+"""Context of a command in a folder that is neither a project nor holds a `conf/`: only `run` may go on."""
+
 _FAULT = "qwen_vl_lora.fault_of_config_file"
 _VERBOSE = "qwen_vl_lora.verbose"
 
@@ -96,7 +99,7 @@ class LazyCommands(click.Group):
                 f"No such command {arguments[0]!r}{nearest(arguments[0], set(known))}. Commands: {', '.join(known)}."
             )
         name, command, rest = super().resolve_command(context, arguments)
-        if command is not run and find_project() is None and not Path("conf").is_dir():
+        if context.obj is OUTSIDE and command is not run:
             raise SystemExit(
                 f"qwen-vl-lora {name} must be called inside a project folder (with pyproject.toml and conf/), or where "
                 "a packaged project ran."
@@ -242,4 +245,5 @@ def main(*arguments: Any, **options: Any) -> Any:
         bootstrap_project(project)
     prepare_terminal()  # Kedro has set log handlers and a hook for tracebacks of its own
     show_messages_for_expected_errors()
-    return cli(*arguments, **options)
+    is_outside = project is None and not Path("conf").is_dir()
+    return cli(*arguments, obj=OUTSIDE if is_outside else None, **options)
