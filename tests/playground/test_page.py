@@ -98,12 +98,30 @@ def test_the_mark_names_what_differs_for_each_adapter(page):
 
 
 def test_another_adapter_brings_its_values_but_not_over_a_persons(page):
+    from qwen_vl_lora.playground.page import _FIELDS
+
     values = fields(page, "one")
     *switched, known = page.switch({}, "two", *values)
     assert (switched[0], known["max_new_tokens"]) == ("Count them.", 5)
     *switched, _ = page.switch(known, "one", "My question?", *switched[1:])
     assert switched[0] == "My question?"
-    assert switched[-2] == 7
+    assert dict(zip(_FIELDS, switched, strict=True))["max_new_tokens"] == 7
+
+
+def test_drawing_words_is_asked_marked_and_in_the_command(page, tmp_path):
+    from qwen_vl_lora.playground.page import _FIELDS
+
+    values = dict(zip(_FIELDS, fields(page, "one"), strict=True))
+    assert (values["temperature"], values["top_p"], values["seed"]) == (0.0, 1.0, 0)
+    drawing = list({**values, "temperature": 0.9, "seed": 3}.values())
+    shown = page._marks_of("one", "none", *drawing)
+    assert "temperature: configured 0.0, now 0.9<br>one: seed: configured 0, now 3" in shown
+    picture, *_ = given(page, jpeg(1, (90, 60)), folder=tmp_path)
+    *_, last = page.write(picture, "one", "none", *drawing)
+    assert last[3].count("inference.sampling.temperature=0.9,inference.sampling.seed=3") == 2
+    assert "top_p" not in last[3]
+    *_, wrong = page.write(picture, "one", "none", *{**values, "top_p": 2}.values())
+    assert "top_p: Input should be less than or equal to 1" in wrong[1]
 
 
 def test_a_caption_is_saved_and_an_empty_one_is_not(page, tmp_path):

@@ -73,6 +73,19 @@ def test_captions_are_those_of_each_model_alone_whatever_was_asked_before(tryout
     assert len(tryout._models) == 2  # one shared, one of the adapter that changes its base
 
 
+def test_a_drawn_caption_is_that_of_the_command_with_the_same_seed(tryout, photo):
+    drawn = []
+    for seed in (3, 4):
+        sampling = {"temperature": 2.0, "seed": seed}
+        settings = tryout.asked("one", QUESTION, "", {"inference": {"sampling": sampling}})
+        adapter, asked = tryout.adapters["one"], settings.inference.sampling
+        captioner = Captioner(tryout.base_model, adapter, settings, asked)
+        _, last = written(tryout, "one", photo, settings)
+        assert last.caption == captioner.caption(photo.images, [photo.sha256], None)[0]
+        drawn.append(last.text)
+    assert drawn[0] != drawn[1]
+
+
 def test_switching_between_loaded_adapters_takes_less_than_a_second(tryout, photo):
     for name in ("one", "two"):
         written(tryout, name, photo, tryout.trained(name))

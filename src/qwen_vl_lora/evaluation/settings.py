@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from qwen_vl_lora.exceptions import ParameterError
+from qwen_vl_lora.inference_parameters import SamplingParameters
 from qwen_vl_lora.model.adapter import Adapter
 from qwen_vl_lora.parameters import GenerationParameters, ImageParameters, Parameters
 from qwen_vl_lora.samples.prompts import checked_prompt
@@ -65,7 +66,7 @@ def asking(settings: Parameters, user: str | None, system: str | None = None) ->
 
 
 def changed(settings: Parameters, given: Mapping[str, Any]) -> Parameters:
-    """`settings` with the keys of `image` and `generation` that `given` has; other blocks stay.
+    """`settings` with the keys of `image`, `generation` and `inference.sampling` that `given` has; others stay.
 
     Raises:
         ParameterError: if a value is not valid, or does not go with the others.
@@ -73,7 +74,13 @@ def changed(settings: Parameters, given: Mapping[str, Any]) -> Parameters:
     try:
         image = ImageParameters.model_validate({**settings.image.model_dump(), **given.get("image", {})})
         generation = {**settings.generation.model_dump(), **given.get("generation", {})}
-        blocks = {"image": image, "generation": GenerationParameters.model_validate(generation)}
+        drawn = {**settings.inference.sampling.model_dump(), **given.get("inference", {}).get("sampling", {})}
+        inference = settings.inference.model_copy(update={"sampling": SamplingParameters.model_validate(drawn)})
+        blocks = {
+            "image": image,
+            "generation": GenerationParameters.model_validate(generation),
+            "inference": inference,
+        }
     except ValidationError as error:
         faults = (
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}".removeprefix(": ")

@@ -21,13 +21,26 @@ import gradio as gr
 from qwen_vl_lora.evaluation.wording import Piece, differing_words
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.playground.corrections import Corrections
-from qwen_vl_lora.playground.tryout import HeldOut, Picture, Tryout, Written, check_picture, in_words
+from qwen_vl_lora.playground.tryout import (
+    GENERATION,
+    SAMPLING,
+    HeldOut,
+    Picture,
+    Tryout,
+    Written,
+    check_picture,
+    in_words,
+)
 from qwen_vl_lora.samples.image_stage import MAX_FILE_BYTES
 
 NONE = "none"
 _IMAGE = ("resized_height", "resized_width", "min_pixels", "max_pixels")
-_GENERATION = ("max_new_tokens", "repetition_penalty")
-_FIELDS = ("user", "system", *_IMAGE, *_GENERATION)
+_WHOLE = {*_IMAGE, "max_new_tokens", "seed"}
+_LABELS = {
+    **{name: f"{name} (0: not set)" for name in _IMAGE},
+    "temperature": "temperature (0: the likeliest word)",
+}
+_FIELDS = ("user", "system", *_IMAGE, *GENERATION, *SAMPLING)
 _SECONDS_BETWEEN_UPDATES = 0.05
 _MOST_SHOWN = 48
 """Held-out pictures in the gallery at once."""
@@ -108,11 +121,11 @@ class Playground:
             parts["system"] = gr.Textbox(
                 values["system"], label="System text (empty: the chat template's own)", elem_id="system"
             )
-            for names in (_IMAGE[:2], _IMAGE[2:], _GENERATION):
+            for names in (_IMAGE[:2], _IMAGE[2:], GENERATION, SAMPLING):
                 with gr.Row():
                     for name in names:
-                        whole = {} if name == "repetition_penalty" else {"precision": 0}
-                        label = f"{name} (0: not set)" if name in _IMAGE else name
+                        whole = {"precision": 0} if name in _WHOLE else {}
+                        label = _LABELS.get(name, name)
                         parts[name] = gr.Number(values[name], label=label, min_width=120, elem_id=name, **whole)
             parts["reset"] = gr.Button("As trained", size="sm", elem_id="reset")
         return parts
@@ -259,17 +272,21 @@ class Playground:
         return place.parent if place.suffix == ".txt" else place
 
     def _asked(self, name: str, fields: Sequence[Any]) -> Parameters:
-        user, system, *numbers = fields
-        image = {key: value or None for key, value in zip(_IMAGE, numbers[: len(_IMAGE)], strict=True)}
-        generation = dict(zip(_GENERATION, numbers[len(_IMAGE) :], strict=True))
-        return self.tryout.asked(_adapter(name), user, system or "", {"image": image, "generation": generation})
+        values = dict(zip(_FIELDS, fields, strict=True))
+        given = {
+            "image": {key: values[key] or None for key in _IMAGE},
+            "generation": {key: values[key] for key in GENERATION},
+            "inference": {"sampling": {key: values[key] for key in SAMPLING}},
+        }
+        return self.tryout.asked(_adapter(name), values["user"], values["system"] or "", given)
 
     def _trained_fields(self, name: str) -> dict[str, Any]:
         settings = self.tryout.trained(_adapter(name))
-        generation = {key: getattr(settings.generation, key) for key in _GENERATION}
+        generation = {key: getattr(settings.generation, key) for key in GENERATION}
+        sampling = {key: getattr(settings.inference.sampling, key) for key in SAMPLING}
         prompt = {"user": settings.prompt.user, "system": settings.prompt.system or ""}
         size = {key: value or 0 for key, value in settings.image.size.items()}  # Gradio shows an empty number as 0
-        return {**prompt, **{key: size[key] for key in _IMAGE}, **generation}
+        return {**prompt, **{key: size[key] for key in _IMAGE}, **generation, **sampling}
 
     def _values(self, name: str) -> list[Any]:
         trained = self._trained_fields(name)

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+GENERATION = ("max_new_tokens", "repetition_penalty")
+SAMPLING = ("temperature", "top_p", "seed")
+"""Settings of `generation` and `inference.sampling` that a person can change."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -162,7 +166,7 @@ class Tryout:
 
         Args:
             system: empty is the chat template's own.
-            given: values of `image` and `generation`, as in parameters.yml.
+            given: values of `image`, `generation` and `inference.sampling`, as in parameters.yml.
 
         Raises:
             ParameterError: if a value is not valid.
@@ -173,14 +177,12 @@ class Tryout:
         """How settings differ from the training of an adapter, or from the configured ones for the base alone."""
         trained = self.trained(name)
         said = "configured" if name is None else "trained with"
-        pairs = {
-            "picture size": (_size(trained.image), _size(settings.image)),
-            **{
-                key: (str(getattr(trained.generation, key)), str(getattr(settings.generation, key)))
-                for key in ("max_new_tokens", "repetition_penalty")
-            },
-        }
-        found = [f"{key}: {said} {theirs}, now {ours}" for key, (theirs, ours) in pairs.items() if theirs != ours]
+        sizes = _size(trained.image), _size(settings.image)
+        decoding, draws = _pairs(trained.generation, settings.generation, GENERATION), _draws(trained, settings)
+        found = [
+            *_in_words(said, {"picture size": sizes, **decoding}),
+            *_in_words("configured", draws),  # an adapter is trained without drawing words
+        ]
         if name is not None:
             asked = self.adapters[name].trained_prompt.differences(settings.prompt)
             return [text.replace(", configured ", ", now ") for text in asked] + found
@@ -280,7 +282,8 @@ class Tryout:
             return torch.full((ids.shape[0],), stop.is_set(), device=ids.device, dtype=torch.bool)
 
         watching = {"streamer": streamer, "stopping_criteria": [is_over]}
-        return write_batch(model, processor, [prompt], encoder.pixels, settings.generation, **watching)[0]
+        sampling = settings.inference.sampling
+        return write_batch(model, processor, [prompt], encoder.pixels, settings.generation, sampling, **watching)[0]
 
     @contextmanager
     def _active(self, name: str | None, settings: Parameters) -> Iterator[Any]:
@@ -322,15 +325,26 @@ class Tryout:
 
 
 def _changes(old: Parameters, new: Parameters) -> dict[str, Any]:
-    """The keys of `image` and `generation` in which settings differ, as `--params` names them."""
-    pairs = {
-        **{f"image.{key}": (value, new.image.size[key]) for key, value in old.image.size.items()},
-        **{
-            f"generation.{key}": (getattr(old.generation, key), getattr(new.generation, key))
-            for key in ("max_new_tokens", "repetition_penalty")
-        },
+    """The keys of `image`, `generation` and `inference.sampling` that differ, as `--params` names them."""
+    blocks = {
+        "image": {key: (value, new.image.size[key]) for key, value in old.image.size.items()},
+        "generation": _pairs(old.generation, new.generation, GENERATION),
+        "inference.sampling": _draws(old, new),
     }
+    pairs = {f"{block}.{key}": pair for block, keys in blocks.items() for key, pair in keys.items()}
     return {key: ours for key, (theirs, ours) in pairs.items() if theirs != ours}
+
+
+def _draws(old: Parameters, new: Parameters) -> dict[str, tuple[Any, Any]]:
+    return _pairs(old.inference.sampling, new.inference.sampling, SAMPLING)
+
+
+def _pairs(old: Any, new: Any, names: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    return {name: (getattr(old, name), getattr(new, name)) for name in names}
+
+
+def _in_words(said: str, pairs: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    return [f"{key}: {said} {theirs}, now {ours}" for key, (theirs, ours) in pairs.items() if theirs != ours]
 
 
 def _size(image: ImageParameters) -> str:
