@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,10 @@ from benchmarks.machine import current_commit, describe_gpu, describe_machine, v
 from benchmarks.measuring import PROJECT, Record, report
 from benchmarks.workloads import Workload
 
-OVERFITTED = 16
-OVERFIT_EPOCHS = 40
-OVERFIT_RATE = 1e-3
+OVERFITTING = Workload("overfit", "train", images=16, epochs=40, learning_rate=1e-3, checkpointing=True)
+ONE_PASS_STEPS = {
+    "training_args": {"gradient_accumulation_steps": 1, "save_strategy": "no", "lr_scheduler_type": "constant"}
+}
 SOURCE_SIDE = 336
 """Pixels of the drawn pictures: larger than both recipes' picture size."""
 
@@ -73,10 +75,7 @@ def build(base: Path, options: argparse.Namespace) -> Record:
     from benchmarks import replica
     from qwen_vl_lora.model.base_model import BaseModel
 
-    geometry = replica.GEOMETRIES[options.geometry]
-    # Of a narrow model with 0.02 no hidden state could lift a token's logit far enough to halve any loss.
-    spread = max(0.02, 0.02 * (replica.GEOMETRIES["2b"].hidden / geometry.hidden) ** 0.5)
-    replica.build_base(base, geometry, options.dtype, options.device, spread=spread)
+    replica.build_base(base, replica.GEOMETRIES[options.geometry], options.dtype, options.device)
     model = BaseModel(name=options.geometry, path=base)
     size = sum(path.stat().st_size for path in model.weight_files)
     return {"parameters": model.geometry.parameters, "bytes": size}
@@ -85,40 +84,21 @@ def build(base: Path, options: argparse.Namespace) -> Record:
 def overfit(base: Path, folder: Path, options: argparse.Namespace) -> Record:
     """Train on 16 samples only, by the project's own nodes."""
     from benchmarks import project, replica
-    from qwen_vl_lora.parameters import Parameters
-    from qwen_vl_lora.pipelines.training.nodes import train_adapter
 
-    workload = Workload(
-        "overfit",
-        "train",
-        images=OVERFITTED,
-        epochs=OVERFIT_EPOCHS,
-        learning_rate=OVERFIT_RATE,
-        checkpointing=True,
-        side=_recipe(options.env)["image"]["resized_height"] if options.device == "cuda" else 56,
-        dtype=options.dtype,
-        device=options.device,
-    )
-    training = {**workload.parameters["training_args"], "gradient_accumulation_steps": 1, "save_strategy": "no"}
-    changes = {**workload.parameters, "training_args": {**training, "lr_scheduler_type": "constant"}}
-    shape = {"images": OVERFITTED, "captions": 1, "side": workload.side}
+    side = _recipe(options.env)["image"]["resized_height"] if options.device == "cuda" else 56
+    workload = replace(OVERFITTING, side=side, dtype=options.dtype, device=options.device)
+    shape = {"images": workload.images, "captions": 1, "side": side}
     folder.mkdir()
-    job = Job("benchmarks.replica", "prepare_training", folder, folder, base, options={"parameters": changes, **shape})
+    given = {"parameters": workload.parameters, "changes": ONE_PASS_STEPS, **shape}
+    job = Job("benchmarks.project", "train", folder, folder, base, options=given)
     replica.prepare_training(job)
-    images, workspace = project.open_images(folder, "train"), project.open_workspace(job)
-    _, _, summary, *_ = project.call_node(
-        train_adapter,
-        Parameters.model_validate(job.parameters),
-        base_model=project.BaseModel(name="base", path=base),
-        images=images,
-        image_features=project.encode(job, images, workspace),
-        train_conversations=job.conversations("train"),
-        validation_conversations=[],
-        workspace=workspace,
-    )
-    first, last = summary["first_loss"], summary["last_loss"]
+    return halved(project.train(job)["summary"])
+
+
+def halved(summary: Record) -> Record:
+    """What counts of an overfitting, and whether its loss halved."""
     kept = ("steps", "seconds", "samples_per_second", "peak_memory_mb", "first_loss", "last_loss", "device", "dtype")
-    return {**{name: summary[name] for name in kept}, "halved": last <= first / 2}
+    return {**{name: summary[name] for name in kept}, "halved": summary["last_loss"] <= summary["first_loss"] / 2}
 
 
 def run_recipe(base: Path, folder: Path, options: argparse.Namespace) -> Record:

@@ -41,9 +41,8 @@ class Job:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The resolved parameters both sides are told."""
-        parameters: dict[str, Any] = read_json(self.data / "parameters.json")
-        return parameters
+        """The resolved parameters both sides are told, with what `options.changes` says otherwise."""
+        return overlaid(read_json(self.data / "parameters.json"), self.options.get("changes", {}))
 
     @property
     def base_path(self) -> Path:
@@ -64,6 +63,12 @@ class Job:
         values = read_json(file)
         paths = {name: Path(values[name]) for name in ("data", "scratch", "base") if values[name] is not None}
         return cls(**{**values, **paths})
+
+
+def overlaid(parameters: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Parameters with changes over them; blocks are merged key by key."""
+    merged = {key: {**parameters[key], **value} for key, value in changes.items() if isinstance(value, dict)}
+    return {**parameters, **changes, **merged}
 
 
 def read_json(file: Path) -> Any:

@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 
 CHANGES = "+changes"
+H200_BF16_TFLOPS = 989
+"""Dense bf16 peak of an H100 or H200 SXM, from NVIDIA's data sheet."""
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "kedro", "pillow")
 
 

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -87,7 +87,7 @@ class Bench:
     def prepare(self, workload: Workload, data: Path) -> Job:
         """Write the data of a workload; gives the job that both sides then get."""
         data.mkdir()
-        base = None if workload.kind == "engineer" else self._base(workload)
+        base = None if workload.kind == "engineer" else self.base(workload)
         options = {"parameters": workload.parameters, "images": workload.images}
         options |= {"captions": workload.captions, "side": workload.side}
         tasks = {"train": "prepare_training", "caption": "prepare_captioning", "engineer": "prepare_source"}
@@ -96,7 +96,7 @@ class Bench:
         prepared = run_job(job)
         return Job("", workload.kind, data, data, base, self.threads, needs_torch, options=prepared)
 
-    def _base(self, workload: Workload) -> Path:
+    def base(self, workload: Workload) -> Path:
         """The base's directory, built when the first workload wants it."""
         folder = self.root / "bases" / workload.base
         note = folder / "prepared.json"
@@ -117,7 +117,7 @@ class Bench:
                 module = _MODULES.get((side, workload.kind), "benchmarks.project")
                 scratch = folder / f"{side}-{number}"
                 check = number == 0 and workload.kind == "train"
-                pair[side] = run_job(_replace(job, module=module, scratch=scratch, check=check))
+                pair[side] = run_job(replace(job, module=module, scratch=scratch, check=check))
                 seconds, memory = pair[side]["seconds"], peak(pair[side])
                 report(f"{workload.key} {side} {number + 1}: {seconds:.1f} s, {memory:.0f} MB")
                 shutil.rmtree(scratch / "arrow", ignore_errors=True)
@@ -132,8 +132,8 @@ class Bench:
         if workload.kind == "engineer" or number > 0:
             return {}
         adapters = {side: pair[side]["adapter"] for side in SIDES}
-        judge = _replace(job, module="benchmarks.judge", task="judge", scratch=job.data / "judge")
-        return check_training(workload, pair, run_job(_replace(judge, options={"adapters": adapters})))
+        judge = replace(job, module="benchmarks.judge", task="judge", scratch=job.data / "judge")
+        return check_training(workload, pair, run_job(replace(judge, options={"adapters": adapters})))
 
     def _startup(self, folder: Path) -> MeasurePair:
         empty = startup.make_empty_project(folder / "empty", importlib.metadata.version("kedro"))
@@ -149,23 +149,32 @@ class Bench:
         return measure
 
 
-def _replace(job: Job, **changes: Any) -> Job:
-    return Job(**{**vars(job), **changes})
+class JobError(RuntimeError):
+    """A job's process failed.
+
+    Attributes:
+        code: its exit code; negative for a signal.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def run_job(job: Job) -> Record:
     """Carry out a job in a fresh process.
 
     Raises:
-        RuntimeError: when it fails, with the end of its output.
+        JobError: when it fails, with the end of its output.
     """
     job.scratch.mkdir(parents=True, exist_ok=True)
     file, result, log = (job.scratch / name for name in ("job.json", "result.json", "log.txt"))
     job.write(file)
+    paths = (str(PROJECT), str(PROJECT / "src"), os.environ.get("PYTHONPATH"))
     environment = {
         **os.environ,
         # The code beside the bench is measured, whatever copy of it is installed.
-        "PYTHONPATH": f"{PROJECT}{os.pathsep}{PROJECT / 'src'}",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "OMP_NUM_THREADS": str(job.threads),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(job.scratch / "arrow"),
@@ -182,7 +191,7 @@ def run_job(job: Job) -> Record:
         )
     if done.returncode:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-30:])
-        raise RuntimeError(f"{job.module}.{job.task} failed with exit code {done.returncode}:\n{tail}")
+        raise JobError(f"{job.module}.{job.task} failed with exit code {done.returncode}:\n{tail}", done.returncode)
     outcome: Record = read_json(result)
     return outcome
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,11 @@ def workspace_in(project: Path, recipe: str) -> Workspace:
 
 
 def train(job: Job) -> dict[str, Any]:
-    """`encode_images` and `train_adapter`, from the JSON of conversations to the adapter's directory."""
+    """`encode_images` and `train_adapter`, from the JSON of conversations to the adapter's directory.
+
+    Returns:
+        `train_s`, `steps`, `adapter` as on the other side, and the node's `summary`.
+    """
     workspace, images = open_workspace(job), open_images(job.data, "train")
     directory, _, summary, *_ = call_node(
         train_adapter,
@@ -91,7 +95,8 @@ def train(job: Job) -> dict[str, Any]:
         validation_conversations=[],
         workspace=workspace,
     )
-    return {"train_s": summary["seconds"], "steps": summary["steps"], "adapter": str(directory)}
+    told = {"train_s": summary["seconds"], "steps": summary["steps"], "adapter": str(directory)}
+    return {**told, "summary": summary}
 
 
 def caption(job: Job) -> dict[str, Any]:
@@ -156,38 +161,53 @@ def _collect(job: Job, parameters: Parameters, manifest: Path, samples_file: Pat
 
 
 def check(job: Job) -> dict[str, Any]:
-    """What must be equal on both sides: image tokens of the whole training set, and the untrained loss.
+    """What must be equal on both sides: tokens and image tokens of the whole training set, and the untrained loss."""
+    encoded = encode_conversations(job)
+    return {
+        # Without the line break behind the answer, which the other side does not have.
+        "tokens": sum(int(item.scored.nonzero()[0][-1]) + 1 for item in encoded),
+        "image_tokens": sum(int(item.is_image.sum()) for item in encoded),
+        "scored_tokens": sum(int(item.scored.sum()) for item in encoded),
+        "first_loss": untrained_loss(job, encoded[:FIRST_LOSS_SAMPLES]),
+    }
 
-    The loss is computed the way training computes it: stored features, shared rows, answer positions only.
-    """
+
+def encode_conversations(job: Job) -> list[Any]:
+    """The training set in tokens."""
+    from qwen_vl_lora.samples.conversations import Conversations
+
+    encoder = _encoder(job)
+    return [encoder.encode(conversation) for conversation in Conversations(job.conversations("train"))]
+
+
+def untrained_loss(job: Job, encoded: Sequence[Any]) -> float:
+    """Mean loss over all answer tokens, the way training computes it: stored features, shared rows, answers only."""
     import torch
     from accelerate.utils import send_to_device
     from torch.nn import functional
 
     from qwen_vl_lora.features.inputs import choose_pictures
-    from qwen_vl_lora.model.chat import ChatEncoder
-    from qwen_vl_lora.samples.conversations import Conversations
     from qwen_vl_lora.training.collator import RowCollator
     from qwen_vl_lora.training.rows import plan_passes
 
-    parameters = Parameters.model_validate(job.parameters)
-    base_model, images = BaseModel(name="base", path=job.base_path), open_images(job.data, "train")
-    encoder = ChatEncoder(base_model.load_processor(), parameters.image, images)
-    encoded = [encoder.encode(conversation) for conversation in Conversations(job.conversations("train"))]
-    store, dtype = FeatureStore(open_workspace(job).feature_store), parameters.training_args.dtype
-    pictures = choose_pictures(parameters.vision, base_model, encoder, store, dtype)
-    collate = RowCollator(encoder, pictures)
+    parameters, base_model = Parameters.model_validate(job.parameters), BaseModel(name="base", path=job.base_path)
+    encoder, dtype = _encoder(job), parameters.training_args.dtype
+    store = FeatureStore(open_workspace(job).feature_store)
+    collate = RowCollator(encoder, choose_pictures(parameters.vision, base_model, encoder, store, dtype))
     model = base_model.load_model(dtype, parameters.device)
     total, tokens = 0.0, 0
-    for rows in plan_passes(encoded[:FIRST_LOSS_SAMPLES], parameters.rows, 4):
+    for rows in plan_passes(encoded, parameters.rows, 4):
         forward = collate(rows)
         with torch.no_grad():
             logits = model(**send_to_device(forward.inputs, model.device), use_cache=False).logits.cpu()
         scored = logits[forward.source[0], forward.source[1]].float()
         total += float(functional.cross_entropy(scored, forward.labels, reduction="sum"))
         tokens += len(forward.labels)
-    return {
-        "image_tokens": sum(int(item.is_image.sum()) for item in encoded),
-        "scored_tokens": sum(int(item.scored.sum()) for item in encoded),
-        "first_loss": total / tokens,
-    }
+    return total / tokens
+
+
+def _encoder(job: Job) -> Any:
+    from qwen_vl_lora.model.chat import ChatEncoder
+
+    processor = BaseModel(name="base", path=job.base_path).load_processor()
+    return ChatEncoder(processor, Parameters.model_validate(job.parameters).image, open_images(job.data, "train"))

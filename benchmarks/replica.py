@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import vocabulary
-from benchmarks.jobs import Job, write_json
+from benchmarks.jobs import Job, overlaid, write_json
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.samples.records import SourceSample, Turn
 from qwen_vl_lora.tiny.drawing import Scene, draw_picture
@@ -53,25 +53,26 @@ class Geometry:
     vision_intermediate: int | None = None
     """Set on Qwen2.5-VL only, whose vision MLP is no fixed multiple of its width."""
     tied: bool = True
+    spread: float = 0.02
+    """Standard deviation of the weights. Of a narrow model with Qwen's own 0.02 no hidden state could lift a token's
+    logit far enough to halve any loss."""
 
 
 GEOMETRIES = {
-    "toy": Geometry(64, 2, 2, 1, 96, 700, (4, 6, 6), 32, 2, 2),
+    "toy": Geometry(64, 2, 2, 1, 96, 700, (4, 6, 6), 32, 2, 2, spread=0.1),
+    # Narrow, with the true vocabulary.
+    "narrow": Geometry(64, 2, 2, 1, 96, 151_936, (4, 6, 6), 32, 2, 2, spread=0.1),
+    "narrow-2.5": Geometry(64, 2, 2, 1, 96, 152_064, (4, 6, 6), 32, 2, 2, 48, tied=False, spread=0.1),
     "replica": Geometry(384, 7, 6, 1, 2240, 9_496, (8, 12, 12), 320, 8, 4),
     "2b": Geometry(1536, 28, 12, 2, 8960, 151_936, (16, 24, 24), 1280, 32, 16),
     "7b": Geometry(3584, 28, 28, 4, 18_944, 152_064, (16, 24, 24), 1280, 32, 16, 3420, tied=False),
 }
 
 
-def build_base(
-    folder: Path, geometry: Geometry, dtype: str = "float32", device: str = "cpu", *, spread: float = 0.02
-) -> Path:
+def build_base(folder: Path, geometry: Geometry, dtype: str = "float32", device: str = "cpu") -> Path:
     """Write a base with random weights, the same for the same geometry, and a processor.
 
     A geometry that holds Qwen's vocabulary gets the processor of `vocabulary`, others that of the tiny base.
-
-    Args:
-        spread: standard deviation of the weights; Qwen's own is 0.02.
     """
     import torch
 
@@ -79,7 +80,7 @@ def build_base(
 
     is_real = geometry.vocabulary >= vocabulary.SIZE
     processor = vocabulary.build_processor() if is_real else tiny_model.build_processor(SEED)
-    model_class, config = _architecture(geometry, processor.tokenizer, spread)
+    model_class, config = _architecture(geometry, processor.tokenizer)
     torch.manual_seed(SEED)
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
@@ -95,7 +96,7 @@ def build_base(
     return folder
 
 
-def _architecture(geometry: Geometry, tokenizer: Any, spread: float) -> tuple[Any, Any]:
+def _architecture(geometry: Geometry, tokenizer: Any) -> tuple[Any, Any]:
     """Model class and config of a geometry."""
     import transformers
 
@@ -110,7 +111,7 @@ def _architecture(geometry: Geometry, tokenizer: Any, spread: float) -> tuple[An
         "num_attention_heads": geometry.heads,
         "num_key_value_heads": geometry.key_value_heads,
         "max_position_embeddings": 32_768,
-        "initializer_range": spread,
+        "initializer_range": geometry.spread,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(geometry.mrope_section)},
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
@@ -179,9 +180,7 @@ def write_parameters(folder: Path, changes: dict[str, Any]) -> Parameters:
     from kedro.config import OmegaConfigLoader
 
     loader = OmegaConfigLoader(conf_source=str(PROJECT / "conf"), base_env="base", default_run_env="base")
-    tree: dict[str, Any] = loader["parameters"]
-    for key, value in changes.items():
-        tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
+    tree = overlaid(dict(loader["parameters"]), changes)
     write_json(folder / "parameters.json", tree)
     return Parameters.model_validate(tree)
 

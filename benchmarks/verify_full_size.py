@@ -28,7 +28,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ from hub.server import HubServer
 ENV = "qwen2_vl_2b_coco"
 PICTURES = 8
 GEOMETRY = replica.GEOMETRIES["2b"]
-TOY = replace(replica.GEOMETRIES["toy"], vocabulary=GEOMETRY.vocabulary)
+TOY = replica.GEOMETRIES["narrow"]
 INTERVAL = 0.02
 LIBRARIES = "import torch, transformers, peft, pandas, kedro.framework.session"
 GIVEN = {

@@ -54,7 +54,7 @@ def test_the_checkpoints_that_are_built_have_the_published_sizes(monkeypatch, pr
     monkeypatch.syspath_prepend(str(PROJECT))
     from benchmarks import replica
 
-    model_class, config = replica._architecture(replica.GEOMETRIES[geometry], processor.tokenizer, 0.02)
+    model_class, config = replica._architecture(replica.GEOMETRIES[geometry], processor.tokenizer)
     with torch.device("meta"):
         model = model_class(config)
     family = family_of_published(name)

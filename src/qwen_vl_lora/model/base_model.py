@@ -22,6 +22,7 @@ from qwen_vl_lora.model.devices import check_attention, usable_dtype
 from qwen_vl_lora.model.families import Family, family_of
 from qwen_vl_lora.model.fingerprints import stored_tensors, vision_sha256, weights_sha256
 from qwen_vl_lora.model.geometry import Geometry
+from qwen_vl_lora.model.tower_outputs import accept_tower_outputs
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.runs.artifacts import digest
 from qwen_vl_lora.runs.storage import file_sha256
@@ -270,6 +271,7 @@ class BaseModel:
         else:
             self._check_tied(model)
             model = model.to(device)
+        accept_tower_outputs(self.family.above_tower_of(model))
         return model.eval().requires_grad_(False)
 
     def _check_tied(self, model: Any) -> None:

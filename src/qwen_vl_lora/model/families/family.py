@@ -102,8 +102,11 @@ class Family:
 
     def drop_tower(self, model: Any) -> None:
         """Free the tower's memory. The model then takes pictures only as stored features."""
-        above, _, name = self.tower.rpartition(".")
-        setattr(model.get_submodule(above), name, None)
+        setattr(self.above_tower_of(model), self.tower_name, None)
+
+    def above_tower_of(self, model: Any) -> Any:
+        """The part of a loaded model that holds the tower and puts its output between the texts."""
+        return model.get_submodule(self.tower.rpartition(".")[0])
 
     @property
     def tower_name(self) -> str:
