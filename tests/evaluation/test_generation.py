@@ -1,9 +1,11 @@
 """Batches write what single prompts write."""
 
+import itertools
+
 import pytest
 import torch
 
-from qwen_vl_lora.evaluation.generation import write_captions
+from qwen_vl_lora.evaluation.generation import write_batch, write_captions, write_each
 from qwen_vl_lora.features.encoding import encode_pictures
 from qwen_vl_lora.features.inputs import choose_pictures
 from qwen_vl_lora.features.store import FeatureStore
@@ -34,8 +36,8 @@ def parts(base, images, image_parameters):
     return encoder, [encoder.encode_prompt(conversation) for conversation in Conversations([*records, text_only])]
 
 
-def settings(batch_size, new_tokens=12):
-    return GenerationParameters(max_new_tokens=new_tokens, repetition_penalty=1.0, batch_size=batch_size)
+def settings(batch_size, new_tokens=12, penalty=1.0):
+    return GenerationParameters(max_new_tokens=new_tokens, repetition_penalty=penalty, batch_size=batch_size)
 
 
 def test_batches_write_what_single_prompts_write(base, parts, images):
@@ -46,10 +48,12 @@ def test_batches_write_what_single_prompts_write(base, parts, images):
     alone = [caption.text for caption in write_captions(model, processor, prompts, pictures, settings(1), "")]
     third = next(ids[2] for ids in processor.tokenizer(alone, add_special_tokens=False)["input_ids"] if len(ids) > 2)
     model.generation_config.eos_token_id = [third, processor.tokenizer.eos_token_id]
-    single = write_captions(model, processor, prompts, pictures, settings(1), "")
-    batched = write_captions(model, processor, prompts, pictures, settings(5), "")
-    assert batched == single
-    assert len({len(caption.text) for caption in single}) > 1
+    for penalty in (1.0, 1.3):
+        decoding = [settings(size, penalty=penalty) for size in (1, 5)]
+        plain = [write_batch(model, processor, [prompt], pictures, decoding[0])[0] for prompt in prompts]
+        single, batched = (write_captions(model, processor, prompts, pictures, one, "") for one in decoding)
+        assert batched == single == plain
+        assert len({len(caption.text) for caption in single}) > 1
 
 
 def test_drawn_words_are_those_of_their_seed_and_leave_the_random_state(base, parts):
@@ -68,6 +72,23 @@ def test_drawn_words_are_those_of_their_seed_and_leave_the_random_state(base, pa
     likeliest = [caption.text for caption in write_captions(model, *given)]
     cold = SamplingParameters(temperature=2.0, top_p=1e-6)
     assert [caption.text for caption in write_captions(model, *given, cold)] == likeliest
+
+
+def test_prompts_are_taken_as_they_are_needed(base, parts):
+    encoder, prompts = parts
+    model, taken = base.load_model("float32", "cpu"), []
+
+    def endless():
+        for prompt in itertools.cycle(prompts):
+            taken.append(prompt)
+            yield prompt
+
+    written = write_each(model, encoder.processor, endless(), encoder.pixels, settings(2, 4))
+    some = dict(itertools.islice(written, len(prompts)))
+    written.close()
+    assert len(taken) < 4 * len(prompts)
+    alone = write_captions(model, encoder.processor, prompts, encoder.pixels, settings(1, 4), None)
+    assert some == {number: alone[number % len(prompts)] for number in some}
 
 
 class Says:
@@ -102,7 +123,7 @@ def test_a_caption_is_cut_where_no_end_token_was_written(base, parts, images):
     for ends in (None, end, [end, pad]):
         model = Says(base, list(rows), ends)
         same_length = [prompts[0]] * len(rows)
-        written = write_captions(model, encoder.processor, same_length, pictures, settings(len(rows), 3), "")
+        written = write_batch(model, encoder.processor, same_length, pictures, settings(len(rows), 3))
         assert [caption.is_cut for caption in written] == list(rows.values())
 
 

@@ -14,7 +14,7 @@ from qwen_vl_lora.model.adapter import Adapter
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.model.fingerprints import stored_tensors
 from qwen_vl_lora.model.lora import add_adapter
-from qwen_vl_lora.model.merging import distance, merge_adapter
+from qwen_vl_lora.model.merging import distance, merge_adapter, merged_if_exact
 from qwen_vl_lora.parameters import ExportParameters, LoraParameters
 from tiny_adapters import adapter_record, write_record
 from tiny_models import FAMILIES
@@ -144,3 +144,17 @@ def test_plain_generation_is_greedy_whatever_the_base_says(base_path, make_adapt
     assert (config.do_sample, config.max_new_tokens) == (False, 7)
     assert config.eos_token_id == json.loads((base.path / "generation_config.json").read_text())["eos_token_id"]
     assert merging.stored_dtype(base) == "float32"
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`", "ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize("changes", [{}, {"use_dora": True}, {"target_modules": ["lm_head", "q_proj"]}])
+def test_captions_are_written_by_merged_float32_weights_and_by_half_precision_as_it_is(
+    base_path, make_adapter, changes
+):
+    base = BaseModel("base", base_path("qwen2_vl", tied=True))
+    adapter = make_adapter(base, **changes)
+    tuned = logits(adapter.attach(base.load_model("float32", CPU)))
+    merged = merged_if_exact(adapter.attach(base.load_model("float32", CPU)))
+    assert not isinstance(merged, PeftModel)
+    torch.testing.assert_close(logits(merged), tuned, rtol=1e-4, atol=1e-4)
+    assert isinstance(merged_if_exact(adapter.attach(base.load_model("bfloat16", CPU))), PeftModel)

@@ -1,5 +1,6 @@
 """The inference pipeline captions what people point it at, as the adapter was trained to be asked."""
 
+import itertools
 import json
 import re
 
@@ -74,13 +75,14 @@ def test_a_folder_becomes_captions_with_a_reason_for_each_bad_picture(trained, r
 
 def test_prompt_and_size_are_those_of_the_adapter_whatever_is_configured(trained, run, folder, monkeypatch):
     asked = []
-    write_captions = inference.write_captions
+    write_each = inference.write_each
 
     def note(model, processor, prompts, *others):
+        prompts = list(prompts)
         asked.extend(processor.tokenizer.decode(prompt.ids) for prompt in prompts)
-        return write_captions(model, processor, prompts, *others)
+        return write_each(model, processor, prompts, *others)
 
-    monkeypatch.setattr(inference, "write_captions", note)
+    monkeypatch.setattr(inference, "write_each", note)
     run("inference", inference={"images": str(folder / "a.jpg")}, image={"resized_height": 56, "resized_width": 56})
     assert TRAINED_PROMPT in asked[0]
     assert asked[0].count("<|image_pad|>") == 16  # 112x112, as trained; 56x56 would be 4
@@ -138,17 +140,14 @@ def test_told_to_take_the_parameters_an_adapter_of_other_ones_is_refused(trained
 
 
 def test_a_killed_run_goes_on_where_it_stopped(trained, run, newest, folder, project, monkeypatch):
-    written = []
-    write_captions = inference.write_captions
+    write_each = inference.write_each
 
-    def die_in_the_second_part(model, processor, prompts, *others):
-        if written:
-            raise KeyboardInterrupt
-        written.extend(prompts)
-        return write_captions(model, processor, prompts, *others)
+    def die_in_the_second_part(*arguments):
+        yield from itertools.islice(write_each(*arguments), 3)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(inference, "_BATCHES_PER_NOTE", 1)
-    monkeypatch.setattr(inference, "write_captions", die_in_the_second_part)
+    monkeypatch.setattr(inference, "write_each", die_in_the_second_part)
     with pytest.raises(KeyboardInterrupt):
         run("inference", inference={"images": str(folder)}, generation={"batch_size": 2})
     (notes,) = (project / "data/09_workspace/tiny/inference").glob("*.jsonl")
@@ -158,10 +157,11 @@ def test_a_killed_run_goes_on_where_it_stopped(trained, run, newest, folder, pro
     sizes = []
 
     def count(model, processor, prompts, *others):
+        prompts = list(prompts)
         sizes.append(len(prompts))
-        return write_captions(model, processor, prompts, *others)
+        return write_each(model, processor, prompts, *others)
 
-    monkeypatch.setattr(inference, "write_captions", count)
+    monkeypatch.setattr(inference, "write_each", count)
     run("inference", inference={"images": str(folder)}, generation={"batch_size": 3})
     assert sizes == [2]  # of four distinct good pictures
     assert len([json.loads(line) for line in notes.read_text().splitlines()]) == 4

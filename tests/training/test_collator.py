@@ -8,9 +8,9 @@ from qwen_vl_lora.features.inputs import StoredPictures
 from qwen_vl_lora.features.key import FeatureKey
 from qwen_vl_lora.features.store import FeatureStore
 from qwen_vl_lora.model.base_model import BaseModel
-from qwen_vl_lora.model.chat import ChatEncoder
+from qwen_vl_lora.model.chat import ChatEncoder, rope_positions
 from qwen_vl_lora.samples.conversations import Conversations
-from qwen_vl_lora.training.collator import RowCollator, rope_positions
+from qwen_vl_lora.training.collator import RowCollator
 from qwen_vl_lora.training.rows import Row, group_rows, plan_passes
 from tiny_models import FAMILIES, SHARING, captioned
 

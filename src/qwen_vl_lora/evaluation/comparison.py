@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from qwen_vl_lora.cluster.work import in_pieces
-from qwen_vl_lora.evaluation.generation import Caption, batches_of, write_batch
+from qwen_vl_lora.evaluation.generation import Caption, batches_of, write_captions
 from qwen_vl_lora.evaluation.predictions import YES_OR_NO
 from qwen_vl_lora.evaluation.served import ServedCaptioner
 from qwen_vl_lora.exceptions import DataFormatError, ServerError
@@ -23,6 +23,7 @@ from qwen_vl_lora.model.adapter import Adapter
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.model.chat import ChatEncoder, EncodedConversation
 from qwen_vl_lora.model.devices import choose_device, usable_dtype
+from qwen_vl_lora.model.merging import merged_if_exact
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.samples.conversations import Conversation, Message, Part, TextPart
 from qwen_vl_lora.samples.image_store import ImageStore
@@ -157,7 +158,8 @@ class BothSides:
     def __call__(self, piece: Piece) -> list[Caption]:
         """Captions of the piece's prompts, in order."""
         model = self._model_of(piece.is_tuned)
-        return write_batch(model, self.encoder.processor, piece.prompts, self._pictures, self._settings.generation)
+        generation = self._settings.generation
+        return write_captions(model, self.encoder.processor, piece.prompts, self._pictures, generation, None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is quicker made again than pickled."""
@@ -184,7 +186,7 @@ class BothSides:
             self._model = self._base_model.load_configured(self._settings, choose_device(self._settings.device))
             self._is_tuned = False
         if is_tuned and not self._is_tuned:
-            self._model, self._is_tuned = self._adapter.attach(self._model), True
+            self._model, self._is_tuned = merged_if_exact(self._adapter.attach(self._model)), True
         return self._model
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -19,17 +20,19 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from qwen_vl_lora.cluster.work import in_pieces
-from qwen_vl_lora.evaluation.generation import GREEDY, Caption, write_captions
+from qwen_vl_lora.cluster.work import in_pieces, size_of
+from qwen_vl_lora.evaluation.generation import GREEDY, Caption, write_captions, write_each
 from qwen_vl_lora.evaluation.predictions import YES_OR_NO
 from qwen_vl_lora.evaluation.served import ServedCaptioner
 from qwen_vl_lora.exceptions import ServerError
+from qwen_vl_lora.features.fast_tower import quicken
 from qwen_vl_lora.inference_parameters import SamplingParameters
 from qwen_vl_lora.model.adapter import Adapter
 from qwen_vl_lora.model.base_model import BaseModel
-from qwen_vl_lora.model.chat import ChatEncoder
+from qwen_vl_lora.model.chat import ChatEncoder, EncodedConversation
 from qwen_vl_lora.model.devices import choose_device
 from qwen_vl_lora.model.fingerprints import files_sha256
+from qwen_vl_lora.model.merging import merged_if_exact
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.runs.artifacts import digest
 from qwen_vl_lora.samples.conversations import ask_about
@@ -41,7 +44,7 @@ logger = logging.getLogger(__name__)
 COLUMNS = ("image_path", "caption", "reason", "cut")
 
 _BATCHES_PER_NOTE = 4
-"""Batches between two saves of finished captions: a killed run repeats at most these."""
+"""Batches between two saves of finished captions: a killed run repeats at most these, and the one under way."""
 
 
 class Captioner:
@@ -67,8 +70,14 @@ class Captioner:
 
     @functools.cached_property
     def _model(self) -> Any:
+        from transformers import PreTrainedModel
+
         model = self.base_model.load_configured(self.settings, choose_device(self.settings.device))
-        return model if self.adapter is None else self.adapter.attach(model)
+        if self.adapter is not None:
+            model = merged_if_exact(self.adapter.attach(model))
+        if isinstance(model, PreTrainedModel):  # PEFT's layers may be in the tower otherwise
+            quicken(self.base_model.family.tower_of(model))
+        return model
 
     @functools.cached_property
     def _processor(self) -> Any:
@@ -78,22 +87,34 @@ class Captioner:
         self, images: ImageStore, sha256s: Sequence[str], description: str | None = "captions"
     ) -> list[Caption]:
         """One caption for each picture, in order. `description` labels the progress bar; None shows none."""
-        encoder = ChatEncoder(self._processor, self.settings.image, images)
-        asked = [ask_about(images.by_sha256(sha256).path, self.settings.prompt) for sha256 in sha256s]
-        prompts = [encoder.encode_prompt(conversation) for conversation in asked]
-        generation = self.settings.generation
+        encoder, generation = self._encoder(images), self.settings.generation
+        prompts = list(self._prompts(encoder, sha256s))
         return write_captions(
             self._model, self._processor, prompts, encoder.pixels, generation, description, self.sampling
         )
 
     def written(self, images: ImageStore, sha256s: Sequence[str], known: int) -> Iterator[dict[str, Caption]]:
         """Captions of pictures in parts, as they are finished, by as many processes as `settings.cluster` says."""
-        settings = self.settings
+        settings, device = self.settings, choose_device(self.settings.device)
         step = settings.generation.batch_size * _BATCHES_PER_NOTE
-        parts = [sha256s[start : start + step] for start in range(0, len(sha256s), step)]
-        write = functools.partial(self.caption, images, description=None)
-        for number, captions in in_pieces(write, parts, settings.cluster, choose_device(settings.device)):
-            yield dict(zip(parts[number], captions, strict=True))
+        if size_of(settings.cluster, device).processes > 1:
+            parts = [sha256s[start : start + step] for start in range(0, len(sha256s), step)]
+            write = functools.partial(self.caption, images, description=None)
+            for number, captions in in_pieces(write, parts, settings.cluster, device):
+                yield dict(zip(parts[number], captions, strict=True))
+            return
+        encoder = self._encoder(images)
+        prompts = self._prompts(encoder, sha256s)
+        each = write_each(self._model, self._processor, prompts, encoder.pixels, settings.generation, self.sampling)
+        while part := {sha256s[number]: caption for number, caption in itertools.islice(each, step)}:
+            yield part
+
+    def _encoder(self, images: ImageStore) -> ChatEncoder:
+        return ChatEncoder(self._processor, self.settings.image, images)
+
+    def _prompts(self, encoder: ChatEncoder, sha256s: Sequence[str]) -> Iterator[EncodedConversation]:
+        for sha256 in sha256s:
+            yield encoder.encode_prompt(ask_about(encoder.images.by_sha256(sha256).path, self.settings.prompt))
 
     @property
     def key(self) -> str:

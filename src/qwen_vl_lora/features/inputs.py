@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from qwen_vl_lora.features.key import FeatureKey
 from qwen_vl_lora.features.store import FeatureStore, ImageFeatures
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.model.chat import ChatEncoder
 from qwen_vl_lora.model.families import Family
+
+Item = TypeVar("Item")
+Read = TypeVar("Read")
 
 
 class PictureInputs(Protocol):
@@ -32,6 +37,18 @@ class StoredPictures:
             return {}
         output = self.family.tower_output([self.features.get(name) for name in names])
         return {"mm_encoder_outputs": {"image": output}}
+
+
+def read_ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Iterator[Read]:
+    """What `read` gives for each item, in order; the next one is read in a thread meanwhile."""
+    with ThreadPoolExecutor(1) as reader:
+        following: collections.deque[Future[Read]] = collections.deque()
+        for item in items:
+            following.append(reader.submit(read, item))
+            if len(following) > 1:
+                yield following.popleft().result()
+        for last in following:
+            yield last.result()
 
 
 def blanked(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 
+_QUESTIONS_KEPT = 1_000
+"""Different questions whose token ids are in memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedConversation:
@@ -49,6 +52,32 @@ class EncodedConversation:
     def prompt_length(self) -> int:
         """Tokens before the first scored one; the length itself when nothing is scored."""
         return int(self.scored.argmax()) if self.scored.any() else len(self.ids)
+
+
+def rope_positions(conversation: EncodedConversation, merge_size: int) -> np.ndarray:
+    """Multimodal rotary positions (3, T): temporal, height and width.
+
+    Source: `Qwen2VLModel.get_rope_index`, for pictures without motion; that method needs the model.
+    """
+    positions = np.empty((3, len(conversation.ids)), dtype=np.int64)
+    edges = np.flatnonzero(np.diff(conversation.is_image, prepend=False, append=False))
+    grids = iter(conversation.grids)
+    done, following = 0, 0
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        positions[:, done:start] = following + np.arange(start - done)
+        following += start - done
+        while start < stop:  # runs of two pictures may be adjacent
+            _, down, across = next(grids)
+            down, across = down // merge_size, across // merge_size
+            size = down * across
+            positions[0, start : start + size] = following
+            positions[1, start : start + size] = following + np.repeat(np.arange(down), across)
+            positions[2, start : start + size] = following + np.tile(np.arange(across), down)
+            following += max(down, across)
+            start += size
+        done = stop
+    positions[:, done:] = following + np.arange(len(conversation.ids) - done)
+    return positions
 
 
 def render(processor: Any, messages: list[Message], *, add_generation_prompt: bool) -> str:
@@ -84,19 +113,33 @@ class ChatEncoder:
         self._tokenizer = processor.tokenizer
         self._image_token = self._tokenizer.convert_tokens_to_ids(processor.image_token)
         self._end_token: str = self._tokenizer.eos_token
+        self._questions: dict[Any, list[int]] = {}
 
     def encode(self, conversation: Conversation) -> EncodedConversation:
         """The whole conversation with scored answers."""
-        segments = self._segments(conversation)
-        return self._assemble(conversation, segments)
+        texts, scored = zip(*self._segments(conversation), strict=True)
+        encoded = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return self._assemble(conversation, list(zip(encoded, scored, strict=True)))
 
     def encode_prompt(self, conversation: Conversation) -> EncodedConversation:
         """The conversation up to the last answer, for generation. Nothing is scored."""
         last_role, _ = conversation.turns[-1]
         turns = conversation.turns[:-1] if last_role == "assistant" else conversation.turns
         asked = Conversation(conversation.id, turns)
-        text = render(self.processor, self._messages(asked), add_generation_prompt=True)
-        return self._assemble(asked, [(text, False)])
+        return self._assemble(asked, [(self._question_ids(asked), False)])
+
+    def _question_ids(self, asked: Conversation) -> list[int]:
+        """Token ids of a question, pictures as one token each. Most questions of a run have the same words."""
+        words = tuple(
+            (role, tuple(None if isinstance(part, ImagePart) else part.text for part in parts))
+            for role, parts in asked.turns
+        )
+        if words not in self._questions:
+            if len(self._questions) == _QUESTIONS_KEPT:
+                self._questions.clear()
+            text = render(self.processor, self._messages(asked), add_generation_prompt=True)
+            self._questions[words] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._questions[words]
 
     def pixels(self, names: Sequence[str]) -> dict[str, Any]:
         """The model's arguments for pictures (sha256), in reading order, for a tower that computes them."""
@@ -153,11 +196,11 @@ class ChatEncoder:
             done = after
         return segments
 
-    def _assemble(self, conversation: Conversation, segments: list[tuple[str, bool]]) -> EncodedConversation:
+    def _assemble(self, conversation: Conversation, pieces: list[tuple[list[int], bool]]) -> EncodedConversation:
+        """Pieces of token ids, and whether they are scored, with the image tokens that the pictures have."""
         names, grids = self._pictures(conversation)
-        encoded = self._tokenizer([text for text, _ in segments], add_special_tokens=False)["input_ids"]
-        ids = np.array([token for piece in encoded for token in piece], dtype=np.int64)
-        scored = np.repeat([is_scored for _, is_scored in segments], [len(piece) for piece in encoded])
+        ids = np.array([token for piece, _ in pieces for token in piece], dtype=np.int64)
+        scored = np.repeat([is_scored for _, is_scored in pieces], [len(piece) for piece, _ in pieces])
         slots = np.flatnonzero(ids == self._image_token)
         if len(slots) != len(names):
             raise DataFormatError(

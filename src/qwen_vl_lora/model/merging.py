@@ -21,6 +21,7 @@ from qwen_vl_lora.parameters import ExportParameters
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -74,20 +75,38 @@ def merge_adapter(
     base = probe(plain)
     model = adapter.attach(plain)
     tuned = probe(model)
-    untied = _untie_adapted_embeddings(model)
     shutil.rmtree(directory, ignore_errors=True)
-    model.merge_and_unload(safe_merge=True).save_pretrained(directory, max_shard_size=export.max_shard_size)
-    del plain, model
+    merged, untied = _merge(model)
+    merged.save_pretrained(directory, max_shard_size=export.max_shard_size)
+    del plain, model, merged
     _take_over_files(base_model, directory, dtype, untied=untied)
     _write_generation_config(base_model, adapter, directory)
 
-    merged = probe(BaseModel(name="merged", path=directory).load_model(dtype, device))
-    check = MergeCheck(dtype, distance(merged, tuned), distance(base, tuned), TOLERANCE[dtype])
+    written = probe(BaseModel(name="merged", path=directory).load_model(dtype, device))
+    check = MergeCheck(dtype, distance(written, tuned), distance(base, tuned), TOLERANCE[dtype])
     _require_good(check, adapter)
     logger.info(
         "The merged model's logits differ from base + adapter by %.1e; %.0e is allowed.", check.error, check.tolerance
     )
     return check
+
+
+def merged_if_exact(model: PeftModel) -> Any:
+    """Base + adapter as one model without the adapter's own products, if its weights are float32; else as it is.
+
+    Coarser weights would round the adapter away. The base's weights are changed in place.
+    """
+    import torch
+
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        return model
+    return _merge(model)[0]
+
+
+def _merge(model: Any) -> tuple[Any, bool]:
+    """The merged model, and whether its embedding and output layer are no longer tied."""
+    untied = _untie_adapted_embeddings(model)
+    return model.merge_and_unload(safe_merge=True), untied
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from qwen_vl_lora.features.inputs import PictureInputs
-from qwen_vl_lora.model.chat import ChatEncoder, EncodedConversation
+from qwen_vl_lora.model.chat import ChatEncoder, rope_positions
 from qwen_vl_lora.training.rows import Row
 
 
@@ -42,32 +42,6 @@ def silenced(forward: ForwardPass) -> ForwardPass:
     same number.
     """
     return ForwardPass(forward.inputs, forward.source[:, :0], forward.labels[:0], [])
-
-
-def rope_positions(conversation: EncodedConversation, merge_size: int) -> np.ndarray:
-    """Multimodal rotary positions (3, T): temporal, height and width.
-
-    Source: `Qwen2VLModel.get_rope_index`, for pictures without motion; that method needs the model.
-    """
-    positions = np.empty((3, len(conversation.ids)), dtype=np.int64)
-    edges = np.flatnonzero(np.diff(conversation.is_image, prepend=False, append=False))
-    grids = iter(conversation.grids)
-    done, following = 0, 0
-    for start, stop in zip(edges[::2], edges[1::2], strict=True):
-        positions[:, done:start] = following + np.arange(start - done)
-        following += start - done
-        while start < stop:  # runs of two pictures may be adjacent
-            _, down, across = next(grids)
-            down, across = down // merge_size, across // merge_size
-            size = down * across
-            positions[0, start : start + size] = following
-            positions[1, start : start + size] = following + np.repeat(np.arange(down), across)
-            positions[2, start : start + size] = following + np.tile(np.arange(across), down)
-            following += max(down, across)
-            start += size
-        done = stop
-    positions[:, done:] = following + np.arange(len(conversation.ids) - done)
-    return positions
 
 
 class RowCollator:
