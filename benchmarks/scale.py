@@ -1,6 +1,9 @@
 """`make bench-scale`: data_engineering of long tables, each in a fresh `kedro run`: peak memory and time per row.
 
     python -m benchmarks.scale [--rows 100000,500000,1000000] [--pictures 2000] [--params KEY=VALUE,…] [--out FOLDER]
+        [--train-rows 1000000]
+
+One table is then trained on for one step, twice: the second time its conversations are tokenised already.
 
 The rows name few pictures, so that the cost of a row is measured and not that of a picture, which `make bench` has (D).
 Imports nothing heavy, see `jobs`.
@@ -17,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,12 @@ IN_TURN = 5
 
 MAX_PEAK_MB, MAX_SECONDS, MAX_GROWTH = 1_500, 360, 1.1
 """Targets at 1,000,000 rows, and of seconds per row beyond 500,000 to those between 100,000 and 500,000."""
+
+MAX_SECONDS_TO_STEP = 30
+"""Target from the start of a second training to its first optimizer step; its peak before the model is MAX_PEAK_MB."""
+
+_BEFORE_MODEL, _FIRST_STEP = "All pictures are asked", "Step 1 of 1"
+"""What a training says when its data are read, and after its first step."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_job(Job("benchmarks.scale", "write_table", folder, folder / "prepared", torch=False, options=table))
             run = measure(Path(root) / "project", folder / f"{rows}.csv", options.params)
             run = {"rows": rows, "pictures": options.pictures, "params": options.params, **run}
+            if rows == options.train_rows:
+                run["training"] = [train(Path(root) / "project", folder / f"{rows}.csv") for _ in range(2)]
             run |= {"commit": current_commit(PROJECT), "load_after": round(os.getloadavg()[0], 2)}
             known = [one for one in known if (one["rows"], one["params"]) != (rows, options.params)] + [run]
             known.sort(key=lambda one: (one["params"], one["rows"]))
@@ -92,25 +103,74 @@ def measure(project: Path, table: Path, params: str) -> Record:
     for name in ("pyproject.toml", ".telemetry"):
         shutil.copy(PROJECT / name, project)
     (project / "src").mkdir()
-    given = ",".join([f"captions_file={table}", *([params] if params else [])])
-    command = [sys.executable, "-m", "kedro", "run", "--pipeline", "data_engineering"]
-    command += ["--env", "own_captions", "--params", given]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src"), "OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1"}
-    log = project / "log.txt"
-    with log.open("w", encoding="utf-8") as output:
-        started = time.perf_counter()
-        child = subprocess.Popen(command, cwd=project, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    run = _kedro_run(project, "data_engineering", f"captions_file={table}", *([params] if params else []))
+    return {**run, "files": {path.stem: _describe(path) for path in _artifacts(project)}}
+
+
+def train(project: Path, table: Path) -> Record:
+    """Train one step on a collected table with the small base; as `measure`, with the time until the step.
+
+    Raises:
+        RuntimeError: when the run fails, with the end of its output.
+    """
+    base = Path("data", "06_models", "tiny_qwen2_vl")
+    if not (project / base).exists():
+        shutil.copytree(PROJECT / base, project / base)
+    seen: Record = {}
+    once = ("training_args.max_steps=1", "training_args.warmup_steps=0", "trackers=[]", "device=cpu")
+
+    def note(line: str, pid: int, seconds: float) -> None:
+        if _BEFORE_MODEL in line:
+            seen["peak_mb_before_model"] = _peak_mb(pid)
+        elif _FIRST_STEP in line:
+            seen["seconds_to_step"] = round(seconds, 1)
+
+    return {**_kedro_run(project, "training", f"captions_file={table}", *once, note=note), **seen}
+
+
+def _kedro_run(
+    project: Path, pipeline: str, *params: str, note: Callable[[str, int, float], None] | None = None
+) -> Record:
+    """Run a pipeline; `note` gets each line of its output, with the process and the seconds since its start."""
+    command = [sys.executable, "-m", "kedro", "run", "--pipeline", pipeline]
+    command += ["--env", "own_captions", "--params", ",".join(params)]
+    variables = {
+        "PYTHONPATH": str(PROJECT / "src"),
+        "OMP_NUM_THREADS": "1",
+        "DO_NOT_TRACK": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    lines = []
+    started = time.perf_counter()
+    with subprocess.Popen(
+        command,
+        cwd=project,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            lines.append(line)
+            if note is not None:
+                note(line, child.pid, time.perf_counter() - started)
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - started
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
-        raise RuntimeError(f"kedro run failed with exit code {child.returncode}:\n{log.read_text(encoding='utf-8')}")
+        raise RuntimeError(f"kedro run failed with exit code {child.returncode}:\n{''.join(lines)}")
     return {
         "seconds": round(seconds, 1),
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_mb": round(usage.ru_maxrss / 1024),
-        "files": {path.stem: _describe(path) for path in _artifacts(project)},
     }
+
+
+def _peak_mb(pid: int) -> int:
+    """The most memory that a process has had so far."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def _artifacts(project: Path) -> list[Path]:
@@ -146,6 +206,14 @@ def render_table(machine: str, runs: Sequence[Record]) -> str:
             )
             grown = f"From {ROWS[1]:,} to {ROWS[2]:,} rows a row takes {second / first:.2f} of the CPU time before"
             lines += ["", f"{grown} (at most {MAX_GROWTH})."]
+    for run in runs:
+        for which, trained in zip(("first", "second"), run.get("training", ()), strict=False):
+            lines += [
+                "",
+                f"Training on {run['rows']:,} rows, {which} time: {trained['seconds_to_step']} s to the first step, "
+                f"{trained['peak_mb_before_model']} MB before the model, {trained['cpu_s']} CPU seconds in all"
+                f"{f' (at most {MAX_SECONDS_TO_STEP} s and {MAX_PEAK_MB} MB)' if which == 'second' else ''}.",
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -154,6 +222,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="sizes of the tables, comma-separated")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="different pictures that the rows name")
     parser.add_argument("--params", default="", help="parameters of the run, as for kedro run")
+    parser.add_argument("--train-rows", type=int, default=ROWS[-1], help="size of the table to train on; 0 trains none")
     parser.add_argument("--scratch", type=Path, help="folder of temporary data; about 4 GB for 1,000,000 rows")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return parser.parse_args(arguments)

@@ -40,8 +40,8 @@ def told(nodes, folder, *scenes, **options):
 
 
 def test_ranks_and_pieces_keep_their_promises(nodes, tmp_path):
-    scenes, said = told(nodes, tmp_path, "who", "expected", "killed", "busy", "pieces")
-    who, expected, killed, busy, pieces = scenes
+    scenes, said = told(nodes, tmp_path, "who", "expected", "killed", "busy", "pieces", "pictures")
+    who, expected, killed, busy, pieces, pictures = scenes
     assert [part["rank"] for part in who["given"]] == [0, 1]
     assert who["rows"] == [{"step": 0}, {"step": 1}, {"step": 2}]
     assert "rank 0 speaks" in said
@@ -52,6 +52,9 @@ def test_ranks_and_pieces_keep_their_promises(nodes, tmp_path):
     assert "No progress for 12 s: rank 1 (step 3) hangs while the others wait for it." in busy["message"]
     assert pieces["given"] == [number**2 for number in range(20)]
     assert "Its share is repeated" in said
+    assert pictures["there"] == pictures["here"]
+    assert len(pictures["there"]) == 12
+    assert "PictureChecker: 6 pieces in 2 processes (" in said
     assert not nodes.processes("ray::_Rank")
 
 

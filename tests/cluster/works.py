@@ -117,12 +117,39 @@ def play(scene: str) -> dict:
             work = Squares(place.absolute(), {3: "killed"})
             given = dict(in_pieces(work, range(20), cluster(address=ADDRESS), torch.device("cpu")))
             return {"given": [given[number] for number in sorted(given)]}
+        if scene == "pictures":
+            return _check_pictures(ADDRESS)
         if scene == "who":
             rows: list[dict] = []
             return {"given": launch(tell_who, None, on_row=rows.append, address=ADDRESS), "rows": rows}
         return {"given": launch(fail, scene, address=ADDRESS, timeout=12 if scene == "busy" else 60)}
     except QwenVLLoraError as error:
         return {"kind": type(error).__name__, "message": str(error)}
+
+
+def _check_pictures(address: str) -> dict:
+    """Twelve pictures, checked in the cluster and by this process alone."""
+    from qwen_vl_lora.parameters import ONE_PROCESS
+    from qwen_vl_lora.samples import collection
+    from qwen_vl_lora.samples.records import SourceSample, Turn
+    from samples.pictures import (
+        captions_parameters,
+        image_parameters,
+        jpeg,
+        quarantine_parameters,
+        workspace_folder,
+        write,
+    )
+
+    collection.PIECE_ROWS = 2
+    files = [write(Path(f"{number}.jpg").absolute(), jpeg(number)) for number in range(12)]
+    rows = [SourceSample(row, f"p{row}", (file,), (Turn("assistant", "x"),)) for row, file in enumerate(files, 1)]
+    settings = captions_parameters(), image_parameters(allowed_roots=[str(Path.cwd())]), quarantine_parameters()
+    found = {}
+    for name, how in (("there", cluster(address=address)), ("here", ONE_PROCESS)):
+        collected = collection.collect(rows, workspace_folder(Path(name).absolute()), *settings, cluster=how)
+        found[name] = [entry.sha256 for entry in collected.images.entries]
+    return found
 
 
 if __name__ == "__main__":

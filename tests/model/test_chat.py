@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from qwen_vl_lora.exceptions import BaseModelError, DataFormatError
+from qwen_vl_lora.exceptions import BaseModelError
 from qwen_vl_lora.model.base_model import BaseModel
-from qwen_vl_lora.model.chat import ChatEncoder, part_by_length
+from qwen_vl_lora.model.chat import ChatEncoder
 from qwen_vl_lora.samples.collection import collect
 from qwen_vl_lora.samples.conversations import build_conversations, parse_conversation
 from qwen_vl_lora.samples.sources import CaptionsFile
@@ -92,22 +92,6 @@ def test_a_prompt_ends_where_the_answer_begins(encoder, processor, images):
     whole, prompt = encoder.encode(conversation), encoder.encode_prompt(conversation)
     assert prompt.ids.tolist() == whole.ids[: whole.prompt_length].tolist()
     assert not prompt.scored.any()
-
-
-def test_what_is_too_long_is_left_out_whole(encoder, images, caplog):
-    entry = next(iter(images))
-    short = encoder.encode(parse_conversation(captioned("short", entry.path, "star")))
-    long = encoder.encode(parse_conversation(captioned("long", entry.path, "star " * 50)))
-    assert part_by_length([short, long], max_length=len(long.ids), max_share=0.5) == ([short, long], [])
-    assert part_by_length([short, long], max_length=len(short.ids), max_share=0.5) == ([short], [long])
-    assert "long" in caplog.text
-
-
-def test_too_much_that_is_too_long_stops_the_run(encoder, images):
-    entry = next(iter(images))
-    long = encoder.encode(parse_conversation(captioned("long", entry.path, "star " * 50)))
-    with pytest.raises(DataFormatError, match="1 of 1 conversations are longer than max_length 20.*'long'.*nothing is"):
-        part_by_length([long], max_length=20, max_share=0.1)
 
 
 SYSTEM, FIRST, SECOND = "Be brief.", "Which differs, the first or the second?", "And in colour?"

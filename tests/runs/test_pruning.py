@@ -46,7 +46,7 @@ def history(tmp_path):
                 text = {"base_model": {"name": base or "owner/hub@1"}, "run": {"read": named}}
                 text["parent"] = {"path": place("adapter", parent, recipe)} if parent else None
                 (path / "adapter_record.json").write_text(json.dumps(text))
-            written[name] = {"version": run_id, "path": place(name, run_id, recipe)}
+            written[name] = {"version": run_id, "path": place(name, run_id, recipe), "sha256": f"{name} of {run_id}"}
         facts = {
             "format": 1,
             "id": run_id,
@@ -366,3 +366,20 @@ def test_a_version_is_followed_to_where_the_catalog_keeps_its_dataset_and_nowher
     assert version_folder(tmp_path, "tiny", artifact, tmp_path / "data/manifest.csv") is None
     above = {"version": "..", "path": "pictures/manifest.csv/../manifest.csv"}
     assert version_folder(tmp_path, "tiny", above, tmp_path / "pictures/manifest.csv") is None
+
+
+def test_tokenised_samples_go_with_the_conversations_behind_them(history, tmp_path):
+    history("d1", DATA)
+    history("t1", ["adapter"], read={"train_conversations": "d1"}, stage="training")
+    history("d2", DATA)
+    history("t2", ["adapter"], read={"train_conversations": "d2"}, stage="training")
+    workspace = tmp_path / "data/09_workspace/tiny/tokenised"
+    for name, text in {
+        "old": '{"key": {"conversations": "train_conversations of d1"}}',
+        "new": '{"key": {"conversations": "train_conversations of d2"}}',
+        "damaged": "{",
+    }.items():
+        (workspace / name).mkdir(parents=True)
+        (workspace / name / "samples.json").write_text(text)
+    gone = {path for path in removed(tmp_path) if path.startswith("09_workspace")}
+    assert gone == {"09_workspace/tiny/tokenised/old", "09_workspace/tiny/tokenised/damaged"}

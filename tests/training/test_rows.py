@@ -101,3 +101,12 @@ def test_more_ranks_than_captions_leave_some_without():
     shares = [next(iter(StepSampler([0, 1], 8, seed=1, rank=rank, world_size=4))) for rank in range(4)]
     assert sorted(index for share in shares for index in share) == [0, 1]
     assert [] in shares
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_are_drawn_in_the_order_in_which_they_occur(seed):
+    groups = np.random.default_rng(seed).integers(0, 7, size=23)
+    members = [np.flatnonzero(groups == group) for group in dict.fromkeys(groups.tolist())]
+    order = np.random.default_rng([seed, 0]).permutation(len(members))
+    drawn = np.concatenate([members[group] for group in order])
+    assert np.concatenate(StepSampler(groups, 4, seed).steps()).tolist() == drawn.tolist()

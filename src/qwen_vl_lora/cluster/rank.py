@@ -85,7 +85,9 @@ def run_rank(job: Job, rank: int, meeting: Store | str, send: Send) -> Any:
 
 
 def use_device(device: str, number: int, threads: int) -> None:
-    """Use this process's share of a machine: one GPU, or some threads."""
+    """Use this process's share of a machine: one GPU, or some threads. Without a device torch is not imported."""
+    if not device:
+        return
     import torch
 
     torch.set_num_threads(threads)

@@ -31,19 +31,21 @@ class Size:
     threads: int
 
 
-def size_of(cluster: ClusterParameters, device: torch.device) -> Size:
-    """How many processes share the work.
+def size_of(cluster: ClusterParameters, device: torch.device | None) -> Size:
+    """How many processes share the work. Without a device, for work that needs no torch, `auto` is as on a CPU.
 
     Raises:
         DeviceError: if there are more processes than GPUs.
         ClusterError: if the cluster cannot be joined, or has less than it is asked for.
     """
-    import torch
-
     if cluster.address is not None:
         from qwen_vl_lora.cluster import ray_cluster
 
-        return Size(*ray_cluster.size(cluster, device.type))
+        return Size(*ray_cluster.size(cluster, device.type if device else "cpu"))
+    if device is None:
+        return Size(1 if cluster.processes == "auto" else cluster.processes, 1)
+    import torch
+
     threads = torch.get_num_threads()
     if device.type == "cpu":
         processes = 1 if cluster.processes == "auto" else cluster.processes
@@ -96,12 +98,16 @@ def on_ranks(
 
 
 def in_pieces(
-    work: Callable[[Piece], Result], pieces: Iterable[Piece], cluster: ClusterParameters, device: torch.device
+    work: Callable[[Piece], Result],
+    pieces: Iterable[Piece],
+    cluster: ClusterParameters,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """Call `work(piece)` for every piece, in whichever process is free. Pieces of a process that dies are repeated.
 
     Args:
         work: pickled once for each process, which keeps what it has loaded. One process calls it here.
+        device: None for work without torch, which is then not imported.
 
     Yields:
         The number of a piece and its result, as they are finished.
@@ -115,12 +121,13 @@ def in_pieces(
         for number, piece in enumerate(pieces):
             yield number, work(piece)
         return
+    kind = device.type if device else ""
     if cluster.address is None:
-        finished = local.run_pieces(work, pieces, size.processes, device.type, size.threads, cluster.timeout)
+        finished = local.run_pieces(work, pieces, size.processes, kind, size.threads, cluster.timeout)
     else:
         from qwen_vl_lora.cluster import ray_cluster
 
-        finished = ray_cluster.run_pieces(work, pieces, cluster, device.type)
+        finished = ray_cluster.run_pieces(work, pieces, cluster, kind)
     shares: collections.Counter[str] = collections.Counter()
     for number, result, who in finished:
         shares[who] += 1

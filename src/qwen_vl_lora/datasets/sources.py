@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from kedro.io import AbstractDataset, DatasetError
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
+from qwen_vl_lora.hub.s3 import Bucket, parse_s3
 from qwen_vl_lora.runs.given_command import repeated
 from qwen_vl_lora.samples.records import Row
 from qwen_vl_lora.samples.source import GivenRows, Source
@@ -149,6 +150,11 @@ class CaptionsFileDataset(SourceDataset):
 
 
 def _folder(given: str | None) -> Path | None:
+    """A folder of pictures; on S3, the folder that stands for it on this machine."""
+    stored = None if given is None else parse_s3(given)
+    if stored is not None:
+        bucket, key = stored
+        return Bucket(bucket).folder / key
     return None if given is None else expand_home(given)
 
 

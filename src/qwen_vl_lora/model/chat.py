@@ -7,9 +7,10 @@ Nothing is truncated: conversations that are too long are reported.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import functools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,12 @@ from qwen_vl_lora.parameters import ImageParameters
 from qwen_vl_lora.samples.conversations import Conversation, ImagePart
 from qwen_vl_lora.samples.image_store import ImageStore
 
-logger = logging.getLogger(__name__)
-
 Message = dict[str, Any]
+_Skeleton = tuple[tuple[str, tuple[str | None, ...]], ...]
+"""Role and parts of each turn; a picture is None, as it is in the rendered text."""
 
-_QUESTIONS_KEPT = 1_000
-"""Different questions whose token ids are in memory."""
+_AT_ONCE, _PROMPTS = 256, 1024
+"""Conversations that are tokenised together, and rendered prompts that are remembered: many captions share one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,12 @@ class EncodedConversation:
     def prompt_length(self) -> int:
         """Tokens before the first scored one; the length itself when nothing is scored."""
         return int(self.scored.argmax()) if self.scored.any() else len(self.ids)
+
+    @property
+    def shared_prompt(self) -> tuple[tuple[str, ...], bytes] | None:
+        """Equal for conversations that can share a row; None for one that cannot, with a picture after its prompt."""
+        length = self.prompt_length
+        return None if self.is_image[length:].any() else (self.images, self.ids[:length].tobytes())
 
 
 def rope_positions(conversation: EncodedConversation, merge_size: int) -> np.ndarray:
@@ -93,6 +100,13 @@ def template_options(processor: Any) -> dict[str, Any]:
     return {"enable_thinking": False} if "enable_thinking" in str(processor.chat_template) else {}
 
 
+def _skeleton(conversation: Conversation) -> _Skeleton:
+    return tuple(
+        (role, tuple(None if isinstance(part, ImagePart) else part.text for part in parts))
+        for role, parts in conversation.turns
+    )
+
+
 class ChatEncoder:
     """Encodes conversations with the processor's chat template, and their pictures in the configured size.
 
@@ -111,35 +125,31 @@ class ChatEncoder:
         vision = processor.image_processor
         self.sizer = PictureSizer(image, vision.patch_size, vision.merge_size)
         self._tokenizer = processor.tokenizer
-        self._image_token = self._tokenizer.convert_tokens_to_ids(processor.image_token)
+        self.image_token_id = self._tokenizer.convert_tokens_to_ids(processor.image_token)
+        self._rendered = functools.lru_cache(_PROMPTS)(self._render)
         self._end_token: str = self._tokenizer.eos_token
-        self._questions: dict[Any, list[int]] = {}
+        self._question_ids = functools.lru_cache(_PROMPTS)(lambda text: self._tokenise({text})[text])
 
     def encode(self, conversation: Conversation) -> EncodedConversation:
         """The whole conversation with scored answers."""
-        texts, scored = zip(*self._segments(conversation), strict=True)
-        encoded = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return self._assemble(conversation, list(zip(encoded, scored, strict=True)))
+        return next(self.encode_all([conversation]))
+
+    def encode_all(self, conversations: Iterable[Conversation]) -> Iterator[EncodedConversation]:
+        """As `encode`, one after the other; equal texts of some that stand together are tokenised once."""
+        remaining = iter(conversations)
+        while some := list(islice(remaining, _AT_ONCE)):
+            segments = list(map(self._segments, some))
+            ids = self._tokenise({text for pieces in segments for text, _ in pieces})
+            for conversation, pieces in zip(some, segments, strict=True):
+                yield self._assemble(conversation, pieces, ids)
 
     def encode_prompt(self, conversation: Conversation) -> EncodedConversation:
         """The conversation up to the last answer, for generation. Nothing is scored."""
         last_role, _ = conversation.turns[-1]
         turns = conversation.turns[:-1] if last_role == "assistant" else conversation.turns
         asked = Conversation(conversation.id, turns)
-        return self._assemble(asked, [(self._question_ids(asked), False)])
-
-    def _question_ids(self, asked: Conversation) -> list[int]:
-        """Token ids of a question, pictures as one token each. Most questions of a run have the same words."""
-        words = tuple(
-            (role, tuple(None if isinstance(part, ImagePart) else part.text for part in parts))
-            for role, parts in asked.turns
-        )
-        if words not in self._questions:
-            if len(self._questions) == _QUESTIONS_KEPT:
-                self._questions.clear()
-            text = render(self.processor, self._messages(asked), add_generation_prompt=True)
-            self._questions[words] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._questions[words]
+        text = self._rendered(_skeleton(asked), add_generation_prompt=True)
+        return self._assemble(asked, [(text, False)], {text: self._question_ids(text)})
 
     def pixels(self, names: Sequence[str]) -> dict[str, Any]:
         """The model's arguments for pictures (sha256), in reading order, for a tower that computes them."""
@@ -153,15 +163,19 @@ class ChatEncoder:
         pad_id: int = self._tokenizer.pad_token_id
         return pad_id
 
-    def _messages(self, conversation: Conversation) -> list[Message]:
-        messages: list[Message] = []
-        for role, parts in conversation.turns:
-            content = [
-                {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
-                for part in parts
-            ]
-            messages.append({"role": role, "content": content})
-        return messages
+    def _render(self, turns: _Skeleton, *, add_generation_prompt: bool) -> str:
+        messages: list[Message] = [
+            {
+                "role": role,
+                "content": [{"type": "image"} if text is None else {"type": "text", "text": text} for text in parts],
+            }
+            for role, parts in turns
+        ]
+        return render(self.processor, messages, add_generation_prompt=add_generation_prompt)
+
+    def _tokenise(self, texts: Collection[str]) -> dict[str, list[int]]:
+        given = list(texts)
+        return dict(zip(given, self._tokenizer(given, add_special_tokens=False)["input_ids"], strict=True))
 
     def _segments(self, conversation: Conversation) -> list[tuple[str, bool]]:
         """The rendered text in pieces, and for each whether it is scored.
@@ -169,14 +183,14 @@ class ChatEncoder:
         A thinking template takes the empty think block of an answer away when another turn follows. That answer can
         then not be scored: its prompt in training would not be the one it is generated from.
         """
-        messages, unscored = self._messages(conversation), conversation.unscored
+        turns, unscored = _skeleton(conversation), conversation.unscored
         segments: list[tuple[str, bool]] = []
         done = ""
-        for position, message in enumerate(messages):
-            if message["role"] != "assistant":
+        for position, (role, _) in enumerate(turns):
+            if role != "assistant":
                 continue
-            before = render(self.processor, messages[:position], add_generation_prompt=True)
-            after = render(self.processor, messages[: position + 1], add_generation_prompt=False)
+            before = self._rendered(turns[:position], add_generation_prompt=True)
+            after = self._render(turns[: position + 1], add_generation_prompt=False)
             if not before.startswith(done) and not any(is_scored for _, is_scored in segments):
                 segments, done = [], ""
             if not before.startswith(done):
@@ -196,12 +210,14 @@ class ChatEncoder:
             done = after
         return segments
 
-    def _assemble(self, conversation: Conversation, pieces: list[tuple[list[int], bool]]) -> EncodedConversation:
-        """Pieces of token ids, and whether they are scored, with the image tokens that the pictures have."""
+    def _assemble(
+        self, conversation: Conversation, segments: list[tuple[str, bool]], ids_of: Mapping[str, list[int]]
+    ) -> EncodedConversation:
         names, grids = self._pictures(conversation)
-        ids = np.array([token for piece, _ in pieces for token in piece], dtype=np.int64)
-        scored = np.repeat([is_scored for _, is_scored in pieces], [len(piece) for piece, _ in pieces])
-        slots = np.flatnonzero(ids == self._image_token)
+        encoded = [ids_of[text] for text, _ in segments]
+        ids = np.array([token for piece in encoded for token in piece], dtype=np.int64)
+        scored = np.repeat([is_scored for _, is_scored in segments], [len(piece) for piece in encoded])
+        slots = np.flatnonzero(ids == self.image_token_id)
         if len(slots) != len(names):
             raise DataFormatError(
                 f"Conversation {conversation.id!r} holds {len(names)} pictures, but {len(slots)} image places in its "
@@ -210,35 +226,11 @@ class ChatEncoder:
         repeats = np.ones(len(ids), dtype=np.int64)
         repeats[slots] = [self.sizer.num_tokens(grid) for grid in grids]
         ids = ids.repeat(repeats)
-        return EncodedConversation(conversation.id, ids, scored.repeat(repeats), ids == self._image_token, names, grids)
+        return EncodedConversation(
+            conversation.id, ids, scored.repeat(repeats), ids == self.image_token_id, names, grids
+        )
 
     def _pictures(self, conversation: Conversation) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
         entries = [self.images.by_path(path) for path in conversation.image_paths]
         names = tuple(entry.sha256 for entry in entries)
         return names, tuple(self.sizer.grid(entry.width, entry.height) for entry in entries)
-
-
-def part_by_length(
-    encoded: Sequence[EncodedConversation], max_length: int, max_share: float
-) -> tuple[list[EncodedConversation], list[EncodedConversation]]:
-    """The conversations that fit in `max_length` tokens, and those that are too long. None is truncated.
-
-    Raises:
-        DataFormatError: if the share of those that do not fit is above `max_share`.
-    """
-    long = [item for item in encoded if len(item.ids) > max_length]
-    if not long:
-        return list(encoded), []
-    longest = max(long, key=lambda item: len(item.ids))
-    facts = (
-        f"{len(long)} of {len(encoded)} conversations are longer than max_length {max_length} tokens; the longest is "
-        f"{longest.id!r} with {len(longest.ids)}."
-    )
-    if len(long) > max_share * len(encoded):
-        raise DataFormatError(
-            f"{facts} That is more than quarantine.max_share {max_share:.0%}. Raise max_length to "
-            f"{len(longest.ids)}, lower the image size, or shorten those texts: nothing is cut."
-        )
-    named = ", ".join(item.id for item in long[:20])
-    logger.warning("%s They are left out of training and listed in left_out_samples: %s.", facts, named)
-    return [item for item in encoded if len(item.ids) <= max_length], long

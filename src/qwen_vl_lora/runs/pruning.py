@@ -94,6 +94,7 @@ def plan_removals(
         needed |= named.places
     removals += _pictures(places["images"], going)
     removals += _features(places["image_features"], _feature_keys(kept_records) | named.feature_keys)
+    removals += _tokenised(places["workspace"], kept_records)
     removals += _checkpoints(places["workspace"])
     removals += _killed_export(places["workspace"])
     removals += _killed_saves(project, recipe, places)
@@ -243,6 +244,27 @@ def _feature_keys(kept_records: Sequence[Record]) -> set[str]:
         for artifacts in (record.read, record.written)
         for key in artifacts.get("image_features", {}).get("keys", ())
     }
+
+
+def _tokenised(workspace: Path, kept_records: Sequence[Record]) -> Iterator[Removal]:
+    """Tokenised samples of conversations that nothing kept read or wrote. They are remade whenever they are missing."""
+    used = {
+        artifact.get("sha256")
+        for record in kept_records
+        for artifacts in (record.read, record.written)
+        for artifact in artifacts.values()
+    }
+    for header in sorted((workspace / "tokenised").glob("*/samples.json")):
+        if _conversations_behind(header) not in used:
+            yield Removal(header.parent, "tokenised samples that no kept run used", size(header.parent))
+
+
+def _conversations_behind(header: Path) -> str:
+    """The hash of the conversations' file; empty where the header is damaged."""
+    try:
+        return str(json.loads(header.read_text(encoding="utf-8"))["key"]["conversations"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _checkpoints(workspace: Path) -> Iterator[Removal]:

@@ -46,7 +46,7 @@ class TarShards(Source):
         return False
 
     def __iter__(self) -> Iterator[Row]:
-        reader = RecordReader(Place(self.folders[0], self.reading.read_addresses), self.reading, holds=("image",))
+        reader = RecordReader(Place.of(self.folders[0], self.reading), self.reading, holds=("image",))
         row = 0
         for file in self.files:
             self.bring(file)

@@ -1,23 +1,32 @@
 """Turns the rows of a source into samples. Every row is either kept or rejected with a reason.
 
-Rows are streamed: texts are checked first, then pictures by several threads with a bounded
-look-ahead, so memory does not grow with the size of the pictures. Nothing is published here; the
-bytes stay on the stage until the `images` dataset is saved.
+Rows are streamed: texts are checked first, then pictures, by several threads with a bounded look-ahead or by several
+processes, so memory does not grow with the size of the pictures. Nothing is published here; the bytes stay on the stage
+until the `images` dataset is saved.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from qwen_vl_lora.cluster.work import in_pieces
 from qwen_vl_lora.exceptions import DataFormatError
-from qwen_vl_lora.parameters import CaptionsParameters, ImageParameters, QuarantineParameters
+from qwen_vl_lora.parameters import (
+    ONE_PROCESS,
+    CaptionsParameters,
+    ClusterParameters,
+    ImageParameters,
+    QuarantineParameters,
+)
 from qwen_vl_lora.samples.caption_table import CaptionTable
 from qwen_vl_lora.samples.exclusions import leave_out
 from qwen_vl_lora.samples.identity import ImageRegister, check_id, image_ids
@@ -38,6 +47,9 @@ if TYPE_CHECKING:
 
 LOOK_AHEAD = 4
 """Rows in progress per thread: enough to keep the threads busy, few enough to bound the bytes in memory."""
+
+PIECE_ROWS, _PIECE_BYTES = 256, 16 * 2**20
+"""Rows, and bytes of their pictures, that another process is given at once."""
 
 CAPTION_FORMS = ("caption", "coco")
 """Forms whose texts are one caption; the others are chats, whose line breaks are meaningful."""
@@ -69,11 +81,14 @@ class Collected(NamedTuple):
 
 
 class _Checked(NamedTuple):
-    """A sample with valid texts and pictures, and its cleaned turns."""
+    """What is known of a sample with valid texts and pictures; its turns are cleaned."""
 
-    given: SourceSample
     pictures: tuple[Picture, ...]
     turns: tuple[Turn, ...]
+
+
+_Outcome = _Checked | Rejection
+_CheckedRows = Iterator[tuple[Row, _Outcome]]
 
 
 def collect(
@@ -83,12 +98,15 @@ def collect(
     image: ImageParameters,
     quarantine: QuarantineParameters,
     fetch: Fetch | None = None,
+    cluster: ClusterParameters = ONE_PROCESS,
 ) -> Collected:
-    """Check and stage all rows of a source.
+    """Check and stage all rows of a source. The result is the same for any number of processes.
 
-    Pictures on the network are fetched by the rules of the source, or by `fetch` if the caller gives it.
+    Pictures on the network are fetched by the rules of the source, or by `fetch` if the caller gives it; such a source
+    is checked by this process alone.
 
     Raises:
+        ClusterError: when processes hang or die again and again.
         DataFormatError: when the source gives no rows, or a larger share of bad ones than
             `quarantine.max_share`.
         OSError: when the stage cannot be written.
@@ -99,8 +117,14 @@ def collect(
     stage = ImageStage(folders, image, source.folders, fetcher.fetch if fetcher else fetch)
     with RecordsInTheMaking(folders.stage) as samples:
         gathered = _Gathered(stage, samples)
-        gathered.add_all(source, captions, folders.project, "collect_samples")
+        rows = take_rows(source, captions, folders.project)
+        if stage.fetches or (cluster.address is None and cluster.processes in (1, "auto")):
+            checked = _checked_here(rows, stage, captions)
+        else:
+            checked = _checked_in_pieces(rows, PictureChecker(folders, image, source.folders, captions), cluster)
+        gathered.add_all(checked, captions, "collect_samples")
         gathered.require_good_share(quarantine.max_share)
+        stage.finish()
         return gathered.to_outputs(folders, captions)
 
 
@@ -113,8 +137,9 @@ def look_over(source: Iterable[Row], project: Path, captions: CaptionsParameters
     source = as_source(source).read_as(Reading.of(captions, image))
     folders = DataFolders(project, project, project)
     with RecordsInTheMaking() as samples:
-        gathered = _Gathered(ImageStage(folders, image, source.folders, writes=False), samples)
-        gathered.add_all(source, captions, project, "look")
+        stage = ImageStage(folders, image, source.folders, writes=False)
+        gathered = _Gathered(stage, samples)
+        gathered.add_all(_checked_here(take_rows(source, captions, project), stage, captions), captions, "look")
         return gathered.to_outputs(folders, captions)
 
 
@@ -182,7 +207,67 @@ def _num_threads() -> int:
     return max(2, min(16, os.cpu_count() or 1))
 
 
-def _check_row(row: Row, stage: ImageStage, captions: CaptionsParameters) -> _Checked | Rejection:
+def _checked_here(rows: Iterable[Row], stage: ImageStage, captions: CaptionsParameters) -> _CheckedRows:
+    """Check rows with threads of this process; yield each with its outcome, in their order."""
+    return map_in_order(lambda row: (row, _check_row(row, stage, captions)), rows, _num_threads())
+
+
+def _checked_in_pieces(rows: Iterable[Row], check: PictureChecker, cluster: ClusterParameters) -> _CheckedRows:
+    """Check rows with other processes; yield each with its outcome, in their order."""
+    given: dict[int, list[Row]] = {}
+    finished: dict[int, list[_Outcome]] = {}
+
+    def pieces() -> Iterator[list[Row]]:
+        for number, piece in enumerate(_cut(rows)):
+            given[number] = piece
+            yield piece
+
+    following = 0
+    for number, outcomes in in_pieces(check, pieces(), cluster):
+        finished[number] = outcomes
+        while following in finished:
+            yield from zip(given.pop(following), finished.pop(following), strict=True)
+            following += 1
+
+
+def _cut(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Cut rows into pieces, by their number and by the bytes of their pictures."""
+    piece: list[Row] = []
+    num_bytes = 0
+    for row in rows:
+        piece.append(row)
+        if isinstance(row, SourceSample):
+            num_bytes += sum(len(image) for image in row.images if isinstance(image, bytes))
+        if len(piece) >= PIECE_ROWS or num_bytes >= _PIECE_BYTES:
+            yield piece
+            piece, num_bytes = [], 0
+    if piece:
+        yield piece
+
+
+class PictureChecker:
+    """Checks pieces of a source in one of several processes. Can be pickled until its first call.
+
+    What it finds out about pictures is kept on the stage before a piece counts as done.
+    """
+
+    def __init__(
+        self, folders: DataFolders, image: ImageParameters, source_folders: Sequence[Path], captions: CaptionsParameters
+    ) -> None:
+        self._arguments = folders, image, source_folders
+        self._captions = captions
+
+    def __call__(self, rows: list[Row]) -> list[_Outcome]:
+        outcomes = [outcome for _, outcome in _checked_here(rows, self._stage, self._captions)]
+        self._stage.save_checked()
+        return outcomes
+
+    @functools.cached_property
+    def _stage(self) -> ImageStage:
+        return ImageStage(*self._arguments)
+
+
+def _check_row(row: Row, stage: ImageStage, captions: CaptionsParameters) -> _Outcome:
     if isinstance(row, Rejection):
         return row
     try:
@@ -196,9 +281,8 @@ def _check_row(row: Row, stage: ImageStage, captions: CaptionsParameters) -> _Ch
         )
         pictures = tuple(stage.add(image) for image in row.images)
     except RowError as fault:
-        picture = stage.thumbnail(row.images[0]) if row.images else None
-        return Rejection(row.row, row.id, fault.reason, fault.detail, row.source, picture)
-    return _Checked(row, pictures, turns)
+        return Rejection(row.row, row.id, fault.reason, fault.detail, row.source)
+    return _Checked(pictures, turns)
 
 
 class _Gathered:
@@ -207,38 +291,40 @@ class _Gathered:
     def __init__(self, stage: ImageStage, samples: RecordsInTheMaking) -> None:
         self._stage = stage
         self._register = ImageRegister()
-        self._looks: dict[str, bytes] = {}
+        self._pictures: dict[str, Picture] = {}
         self._samples = samples
         self._num_samples = self._num_captions = 0
         self._has_carriage_return = False
         self._rejections: list[Rejection] = []
         self._tally = Tally()
 
-    def add_all(self, source: Iterable[Row], captions: CaptionsParameters, project: Path, name: str) -> None:
-        """Check the rows that `captions` selects, with a named progress bar."""
+    def add_all(self, checked_rows: _CheckedRows, captions: CaptionsParameters, name: str) -> None:
+        """Add rows as they are checked, with a named progress bar."""
         from tqdm import tqdm
 
-        def check(row: Row) -> _Checked | Rejection:
-            return _check_row(row, self._stage, captions)
+        bar = tqdm(checked_rows, total=captions.num_rows, desc=name, unit="row", leave=False, disable=None)
+        for row, outcome in bar:
+            if isinstance(row, Rejection):
+                self._rejections.append(row)
+            elif isinstance(outcome, Rejection):
+                self._reject(row, outcome)
+            else:
+                self._add(row, outcome)
 
-        checked_rows = map_in_order(check, take_rows(source, captions, project), _num_threads())
-        for checked in tqdm(checked_rows, total=captions.num_rows, desc=name, unit="row", leave=False, disable=None):
-            self.add(checked)
+    def _reject(self, given: SourceSample, rejection: Rejection) -> None:
+        picture = self._stage.thumbnail(given.images[0]) if given.images else None
+        self._rejections.append(dataclasses.replace(rejection, picture=picture))
 
-    def add(self, checked: _Checked | Rejection) -> None:
-        if isinstance(checked, Rejection):
-            self._rejections.append(checked)
-            return
-        given = checked.given
-        named = zip(image_ids(given.id, len(checked.pictures)), checked.pictures, strict=True)
+    def _add(self, given: SourceSample, checked: _Checked) -> None:
+        # One object for each picture, with the place that its first row names, whichever processes found it.
+        pictures = [self._pictures.setdefault(picture.sha256, picture) for picture in checked.pictures]
+        named = zip(image_ids(given.id, len(pictures)), pictures, strict=True)
         try:
             claimed = [self._stage.entry(image_id, picture) for image_id, picture in named]
             entries = self._register.claim(claimed, may_rename=not given.id_is_given)
         except RowError as fault:
-            picture = self._stage.thumbnail(given.images[0])
-            self._rejections.append(Rejection(given.row, given.id, fault.reason, fault.detail, given.source, picture))
+            self._reject(given, Rejection(given.row, given.id, fault.reason, fault.detail, given.source))
             return
-        self._looks.update((picture.sha256, picture.look) for picture in checked.pictures)
         self._samples.append(
             {
                 "row": given.row,
@@ -251,7 +337,7 @@ class _Gathered:
             }
         )
         self._num_samples += 1
-        self._tally.add(given, checked.turns, checked.pictures, entries)
+        self._tally.add(given, checked.turns, pictures, entries)
         answers = [turn.text for turn in checked.turns if turn.role == "assistant"]
         if len(entries) == 1 and len(answers) == 1:
             self._num_captions += 1
@@ -282,7 +368,12 @@ class _Gathered:
         )
 
     def to_outputs(self, folders: DataFolders, captions: CaptionsParameters) -> Collected:
-        images = ImageStore(folders.stage, self._register.entries, stack_looks(self._looks), published=folders.files)
+        images = ImageStore(
+            folders.stage,
+            self._register.entries,
+            stack_looks({name: each.look for name, each in self._pictures.items()}),
+            published=folders.files,
+        )
         samples = self._samples.finish()
         return Collected(
             images=images,

@@ -57,7 +57,7 @@ class ColumnarFiles(Source):
         return False
 
     def __iter__(self) -> Iterator[Row]:
-        place = Place(self.folders[0], self.reading.read_addresses)
+        place = Place.of(self.folders[0], self.reading)
         row = 0
         for number, file in enumerate(self.files):
             split = self.splits[number] if number < len(self.splits) else None

@@ -108,6 +108,12 @@ class Conversations(Sequence[Conversation]):
         """Hex sha256 of the stored form, independent of the order of keys."""
         return digest_of_list(self.records)
 
+    @cached_property
+    def stored_sha256(self) -> str:
+        """Hex sha256 of the file that holds them, which takes no parsing; `sha256` if there is none."""
+        whole = self.records.file_sha256() if isinstance(self.records, Records) else None
+        return whole or self.sha256
+
 
 @dataclass(frozen=True)
 class ConversationsOf(Iterable[dict[str, Any]]):

@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
+from qwen_vl_lora.hub.fetching import Fetcher
+from qwen_vl_lora.parameters import ImageParameters
 from qwen_vl_lora.samples.archives import TarShards
 from qwen_vl_lora.samples.columnar import STATE_FILES, ColumnarFiles, is_saved_dataset, open_saved_dataset
 from qwen_vl_lora.samples.named_pictures import PICTURE_SUFFIXES
 from qwen_vl_lora.samples.records import Rejection, Row, Split
 from qwen_vl_lora.samples.sidecars import Sidecars, files_below, has_sidecars
-from qwen_vl_lora.samples.source import Reading, Source
+from qwen_vl_lora.samples.source import Fetches, Reading, Source
 from qwen_vl_lora.samples.sources import FORMS, CaptionsFile
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -63,6 +65,10 @@ class Several(Source):
     def check(self) -> None:
         for _, source, _ in self.parts:
             source.check()
+
+    def fetcher(self, image: ImageParameters) -> Fetches | None:
+        found = [fetcher for _, source, _ in self.parts if (fetcher := source.fetcher(image))]
+        return max(found, key=lambda fetcher: not isinstance(fetcher, Fetcher), default=None)  # others fetch URLs too
 
     def read_as(self, reading: Reading) -> Several:
         return self._each(lambda source: source.read_as(reading), reading)

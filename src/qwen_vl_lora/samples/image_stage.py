@@ -24,7 +24,8 @@ from qwen_vl_lora.pages.page import picture_data
 from qwen_vl_lora.parameters import ImageParameters
 from qwen_vl_lora.runs.artifacts import relative
 from qwen_vl_lora.runs.storage import temporary, temporary_name
-from qwen_vl_lora.samples.image_files import inspect_image, open_image
+from qwen_vl_lora.samples.checked_pictures import CheckedPictures
+from qwen_vl_lora.samples.image_files import ImageFacts, inspect_image, open_image
 from qwen_vl_lora.samples.image_store import ImageEntry
 from qwen_vl_lora.samples.look_alikes import LookAlikes
 from qwen_vl_lora.samples.records import Address, Reason, Reference, RowError
@@ -120,6 +121,7 @@ class ImageStage:
         self._lock = threading.Lock()
         self._by_content: dict[str, Picture | _Fault | Exception | threading.Event] = {}
         self._by_place: dict[str, Picture | _Fault] = {}
+        self._checked = CheckedPictures(folders.stage, limits) if writes else None
         self._stage_folder, self._files_folder = str(folders.stage), str(folders.files)
         if writes:
             folders.stage.mkdir(parents=True, exist_ok=True)
@@ -138,6 +140,22 @@ class ImageStage:
         if isinstance(outcome, _Fault):
             raise RowError(outcome.reason, outcome.detail)
         return outcome
+
+    @property
+    def fetches(self) -> bool:
+        """Whether pictures may be fetched by URL."""
+        return self._fetch is not None
+
+    def save_checked(self) -> None:
+        """Keep what is known of the pictures, for a run that is killed from now on."""
+        if self._checked is not None:
+            self._checked.save()
+
+    def finish(self) -> None:
+        """Keep what is known of the pictures until the run has finished."""
+        self.save_checked()
+        if self._checked is not None:
+            self._checked.forget_at_end()
 
     def thumbnail(self, image: Reference) -> str | None:
         """A small picture of what is not staged, as a data URI: of a rejected row whose picture is no fault.
@@ -276,7 +294,7 @@ class ImageStage:
 
     def _inspect(self, data: bytes, sha256: str, waiting: threading.Event, place: str) -> Picture | _Fault:
         try:
-            facts = inspect_image(data, self._limits)
+            facts = self._facts(data, sha256)
             source, modified = ("", 0) if place not in self._seen else (os.path.realpath(place), self._seen[place][1])
             if self._writes and not source:
                 self._stage(data, f"{sha256}{facts.suffix}")
@@ -300,6 +318,16 @@ class ImageStage:
         finally:
             waiting.set()
         return outcome
+
+    def _facts(self, data: bytes, sha256: str) -> ImageFacts:
+        """Decode a picture, unless an unfinished run did."""
+        facts = None if self._checked is None else self._checked.get(sha256)
+        if facts is not None:
+            return facts
+        facts = inspect_image(data, self._limits)
+        if self._checked is not None:
+            self._checked.add(sha256, facts)
+        return facts
 
     def _stage(self, data: bytes, name: str) -> None:
         """Write the bytes unless equal bytes are staged or stored already."""

@@ -1,4 +1,4 @@
-"""Selects the source for the captions that a user names: a file, a folder, or a data set on a hub."""
+"""Selects the source for the captions that a user names: a file, a folder, or a data set on a hub or on S3."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path, PurePath
 
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.hub.data_files import parse_data_place
+from qwen_vl_lora.hub.s3 import Bucket, parse_s3
 from qwen_vl_lora.samples.archives import TarShards
 from qwen_vl_lora.samples.columnar import ColumnarFiles
 from qwen_vl_lora.samples.folders import TAR_SUFFIXES, open_folder, split_named
 from qwen_vl_lora.samples.hub_data import HubData
+from qwen_vl_lora.samples.s3_data import S3Data
 from qwen_vl_lora.samples.source import Source
 from qwen_vl_lora.samples.sources import FORMS, CaptionsFile, require_file
 from qwen_vl_lora.samples.texts import printable
@@ -20,7 +22,7 @@ _OWNER_AND_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 
 
 def open_place(place: str, image_folder: Path | None = None) -> Source:
-    """Return the source for a path, or for `hf:owner/name` or `ms:owner/name`.
+    """Return the source for a path, for `hf:owner/name` or `ms:owner/name`, or for `s3://bucket/key`.
 
     Raises:
         MissingArtifactError: when nothing is found, with a suggestion.
@@ -29,6 +31,9 @@ def open_place(place: str, image_folder: Path | None = None) -> Source:
     remote = parse_data_place(place)
     if remote is not None:
         return HubData(*remote, image_folder)
+    if (stored := parse_s3(place)) is not None:
+        bucket, key = stored
+        return S3Data(Bucket(bucket), key, image_folder)
     path = Path(place).expanduser()
     if not path.exists():
         _refuse_remote(place)

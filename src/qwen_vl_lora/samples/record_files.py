@@ -7,6 +7,7 @@ nested too deeply for Python's parser is skipped.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -135,6 +136,14 @@ class Records(Sequence[Any]):
                 if start < first or stop > first + len(block):
                     block, first = self._read(start, max(stop, start + _READ_BYTES)), start
                 yield block[start - first : stop - first]
+
+    def file_sha256(self) -> str | None:
+        """Return the hex sha256 of the file's bytes; None for records that were chosen from it."""
+        if self._shared is not None:
+            return None
+        with os.fdopen(os.dup(self._descriptor), "rb") as opened:
+            opened.seek(0)  # the descriptors share their place, which no other method reads
+            return hashlib.file_digest(opened, "sha256").hexdigest()
 
     def __iter__(self) -> Iterator[Any]:
         return map(self._parse, self.lines())

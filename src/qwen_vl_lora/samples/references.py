@@ -9,10 +9,11 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import unquote
 
 from qwen_vl_lora.samples.records import Address, Reference, RowError
+from qwen_vl_lora.samples.source import Reading
 from qwen_vl_lora.samples.texts import printable
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
@@ -43,10 +44,17 @@ class Place:
     Attributes:
         folder: relative paths start here.
         read_addresses: accept https URLs; otherwise their rows are rejected.
+        bucket: `s3://name` of the bucket whose addresses are accepted.
     """
 
     folder: Path
     read_addresses: bool = False
+    bucket: str | None = None
+
+    @classmethod
+    def of(cls, folder: Path, reading: Reading) -> Self:
+        """Create it from what a source knows."""
+        return cls(folder, reading.read_addresses, reading.bucket)
 
     def resolve(self, reference: Any, depth: int = 0) -> Reference:
         """Return the picture that a value names, in any of the supported ways.
@@ -98,6 +106,8 @@ class Place:
                     f"{printable(reference)} is a URL, and fetching URLs is disabled. Set "
                     "image.allow_urls: true and list the hosts in image.url_hosts, or download it and give its path.",
                 )
+            case "s3" if self.bucket is not None and reference.startswith(f"{self.bucket}/"):
+                return Address(reference)
             case _ if "://" in reference or reference.lower().startswith("ftp:"):
                 raise RowError(
                     "url_not_allowed",

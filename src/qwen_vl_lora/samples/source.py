@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 from qwen_vl_lora.hub.fetching import Fetcher
 from qwen_vl_lora.parameters import CaptionsParameters, ColumnsParameters, ImageParameters
@@ -24,6 +24,7 @@ class Reading:
         columns: names of columns or keys that the user gave.
         split_column: name of the column with the file's own split.
         read_addresses: accept https URLs as pictures; otherwise their rows are rejected.
+        bucket: `s3://name` of the bucket that the rows come from; addresses of its objects are pictures.
         sidecar_lines: whether each line of a text beside a picture is a caption, or only the first.
     """
 
@@ -31,6 +32,7 @@ class Reading:
     split_column: str | None = None
     read_addresses: bool = False
     sidecar_lines: Literal["first", "all"] = "first"
+    bucket: str | None = None
 
     @classmethod
     def of(cls, captions: CaptionsParameters, image: ImageParameters) -> Reading:
@@ -48,6 +50,13 @@ AS_USUAL = Reading()
 
 def _is_here(file: Path) -> None:
     """Do nothing: a file on this machine needs no preparation."""
+
+
+class Fetches(Protocol):
+    """Fetches pictures by their address. Thread-safe."""
+
+    def fetch(self, address: str) -> bytes:
+        """Raises: FetchError with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +106,8 @@ class Source(ABC):
             MissingArtifactError: within seconds.
         """
 
-    def fetcher(self, image: ImageParameters) -> Fetcher | None:
-        """Return the function that fetches pictures by URL; None if none is fetched."""
+    def fetcher(self, image: ImageParameters) -> Fetches | None:
+        """Return what fetches pictures by their address; None if none is fetched."""
         return Fetcher(image.url_hosts, image.url_timeout, image.url_max_bytes) if image.allow_urls else None
 
 

@@ -85,7 +85,7 @@ class CaptionsFile(Source):
 
     @property
     def _reader(self) -> RecordReader:
-        return RecordReader(Place(self.folders[0], self.reading.read_addresses), self.reading)
+        return RecordReader(Place.of(self.folders[0], self.reading), self.reading)
 
     def _rows(self, opened: IO[bytes]) -> Iterator[Row]:
         start = _start(opened, self.file)

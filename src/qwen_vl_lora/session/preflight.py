@@ -64,8 +64,8 @@ def check_run(pipeline: Pipeline, catalog: CatalogProtocol, settings: Parameters
             _check_adapter(catalog, settings)
             _check_rows(catalog, inputs, settings)
         _check_memory(catalog, inputs, settings)
-    if computes and settings.cluster.address is not None:
-        _check_cluster(catalog, settings)
+    if (computes or SOURCE in inputs) and settings.cluster.address is not None:
+        _check_cluster(catalog, settings, inputs)
     for name in remote:
         _check_input(name, catalog.get(name))
 
@@ -146,16 +146,27 @@ def _check_adapter(catalog: CatalogProtocol, settings: Parameters) -> None:
     check_lora(catalog["base_model"].load(), settings.lora, settings.vision, quantized=settings.is_quantized)
 
 
-def _check_cluster(catalog: CatalogProtocol, settings: Parameters) -> None:
-    """Check that every machine of the cluster sees the project and the base, and has the same packages."""
+def _check_cluster(catalog: CatalogProtocol, settings: Parameters, inputs: set[str]) -> None:
+    """Check that every machine of the cluster sees project, base and source, and has the same packages."""
     from qwen_vl_lora.cluster import ray_cluster
 
     entry = catalog["base_model"]
     base = entry.load() if entry.exists() else None
-    look: Callable[[], str] = str
+    source = as_source(catalog[SOURCE].load()) if SOURCE in inputs else None
+    folders = () if source is None or source.fetcher(settings.image) else source.folders
+    looks: list[Callable[[], str]] = [partial(_unseen, folder.absolute()) for folder in folders]
     if base is not None and not base.path.resolve().is_relative_to(Path.cwd()):
-        look = partial(difference_of, base.path, base.files)
-    ray_cluster.check(settings.cluster, catalog["workspace"].load().path, look)
+        looks.append(partial(difference_of, base.path, base.files))
+    ray_cluster.check(settings.cluster, catalog["workspace"].load().path, partial(_first_fault, looks))
+
+
+def _unseen(folder: Path) -> str:
+    """What a machine says that does not see a folder of the source."""
+    return "" if folder.is_dir() else f"does not see {folder}, the folder of {SOURCE}. All machines must see it there"
+
+
+def _first_fault(looks: list[Callable[[], str]]) -> str:
+    return next(filter(None, (look() for look in looks)), "")
 
 
 def _check_rows(catalog: CatalogProtocol, inputs: set[str], settings: Parameters) -> None:

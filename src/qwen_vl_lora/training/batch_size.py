@@ -20,7 +20,7 @@ from qwen_vl_lora.model.chat import EncodedConversation
 from qwen_vl_lora.runs.storage import write_whole
 from qwen_vl_lora.training.collator import ForwardPass, RowCollator, to_device
 from qwen_vl_lora.training.memory import PACKED_BASE
-from qwen_vl_lora.training.rows import plan_passes
+from qwen_vl_lora.training.rows import longest, plan_passes
 
 logger = logging.getLogger(__name__)
 
@@ -65,15 +65,15 @@ def _largest_that_fits(
     rows: Literal["shared", "separate"],
     most: int,
 ) -> int:
-    longest = sorted(conversations, key=lambda conversation: len(conversation.ids), reverse=True)
+    tried = longest(conversations, most)
     size = most
     while size >= 1:
-        passes = plan_passes(longest[:most], rows, size)
+        passes = plan_passes(tried, rows, size)
         if _fits(model, collator(passes[0])):
             return size
         size //= 2
     raise DeviceError(
-        f"One caption of {len(longest[0].ids)} tokens does not fit in memory ({_free_bytes(model.device) / 2**30:.1f} "
+        f"One caption of {len(tried[0].ids)} tokens does not fit in memory ({_free_bytes(model.device) / 2**30:.1f} "
         f"GiB free). Lower the image size or lora.r, set gradient_checkpointing: true, use bf16, or {PACKED_BASE}."
     )
 

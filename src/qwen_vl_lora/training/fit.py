@@ -18,9 +18,10 @@ from qwen_vl_lora.model.parent import ParentAdapter, find_parent
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.samples.workspace import Workspace
 from qwen_vl_lora.training.checkpoints import TrainingJob, find_checkpoint
-from qwen_vl_lora.training.data import TrainingData
+from qwen_vl_lora.training.data import EncodedData, TrainingData, encode_data
 from qwen_vl_lora.training.loop import OnRow
 from qwen_vl_lora.training.sharding import check_sharding
+from qwen_vl_lora.training.tokenised import FOLDER
 from qwen_vl_lora.training.train import FittedAdapter, train
 
 
@@ -58,11 +59,12 @@ def fit_adapter(
         parent.check_continues(base_model, settings.lora, settings.vision)
     size = size_of(settings.cluster, device)
     check_sharding(settings.training_args, device, size.processes)
-    inputs = job_inputs(base_model, data, settings, parent, size.processes, size.threads)
+    encoded = encode_data(data, base_model, settings, workspace.path / FOLDER)
+    inputs = job_inputs(base_model, encoded, settings, parent, size.processes, size.threads)
     job = TrainingJob(inputs, workspace.path / "training", parent.place if parent else None)
     job.open()
     checkpoint = find_checkpoint(job, settings.resume)
-    work = (base_model, data, settings, parent, job.folder, checkpoint)
+    work = (base_model, data, encoded, settings, parent, job.folder, checkpoint)
     fitted, *_ = on_ranks(train, *work, cluster=settings.cluster, device=device, on_row=on_row)
     job.close()
     _give_memory_back()
@@ -71,7 +73,7 @@ def fit_adapter(
 
 def job_inputs(
     base_model: BaseModel,
-    data: TrainingData,
+    data: EncodedData,
     settings: Parameters,
     parent: ParentAdapter | None,
     ranks: int,

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.model.chat import EncodedConversation
 from qwen_vl_lora.model.families import Family
+from qwen_vl_lora.training.tokenised import TokenisedSamples
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +52,9 @@ def group_rows(
         return [Row((conversation,)) for conversation in conversations]
     groups: defaultdict[object, list[EncodedConversation]] = defaultdict(list)
     for position, conversation in enumerate(conversations):
-        groups[_prompt_key(conversation, position)].append(conversation)
+        prompt = conversation.shared_prompt
+        groups[position if prompt is None else prompt].append(conversation)
     return [row for group in groups.values() for row in _split(group, max_tokens)]
-
-
-def _prompt_key(conversation: EncodedConversation, position: int) -> object:
-    prompt_length = conversation.prompt_length
-    if conversation.is_image[prompt_length:].any():
-        return position  # a picture after the prompt belongs to one answer only
-    return conversation.images, conversation.ids[:prompt_length].tobytes()
 
 
 def _split(group: list[EncodedConversation], max_tokens: int) -> Iterator[Row]:
@@ -121,13 +117,12 @@ class StepSampler:
         world_size: processes; each takes a share of every step, which may be empty in the last step.
     """
 
-    def __init__(self, groups: Sequence[int], step_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        members: defaultdict[int, list[int]] = defaultdict(list)
-        for index, group in enumerate(groups):
-            members[group].append(index)
-        self._groups = list(members.values())
-        self._group_of = np.asarray(groups)
-        self._num_conversations = len(groups)
+    def __init__(self, groups: npt.ArrayLike, step_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        _, first, own, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+        order = np.argsort(first)  # groups are numbered in the order in which they occur
+        self._group_of = np.argsort(order)[own]
+        self._sizes = sizes[order]
+        self._members = np.argsort(self._group_of, kind="stable")
         self._step_size = step_size
         self._seed = seed
         self._rank = rank
@@ -139,7 +134,7 @@ class StepSampler:
         self._epoch, self._first = epoch, step
 
     def __len__(self) -> int:
-        return -(-self._num_conversations // self._step_size)
+        return -(-len(self._members) // self._step_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps()[self._first :]:
@@ -162,20 +157,36 @@ class StepSampler:
 
     def steps(self) -> list[np.ndarray]:
         """Indices of every step of the epoch, over all ranks."""
-        order = np.random.default_rng([self._seed, self._epoch]).permutation(len(self._groups))
-        indices = np.array([index for group in order for index in self._groups[group]], dtype=np.int64)
+        order = np.random.default_rng([self._seed, self._epoch]).permutation(len(self._sizes))
+        starts, sizes = (np.cumsum(self._sizes) - self._sizes)[order], self._sizes[order]
+        # Each group's members stand together in `_members`: from its start there, counted up from its start here.
+        places = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(len(self._members))
+        indices = self._members[places]
         return [indices[start : start + self._step_size] for start in range(0, len(indices), self._step_size)]
 
 
-def share_groups(conversations: Sequence[EncodedConversation], rows: Literal["shared", "separate"]) -> list[int]:
+def share_groups(
+    conversations: Sequence[EncodedConversation], rows: Literal["shared", "separate"]
+) -> npt.NDArray[np.integer]:
     """For each conversation the number of its group: those of one group can share a row."""
     if rows == "separate":
-        return list(range(len(conversations)))
+        return np.arange(len(conversations))
+    if isinstance(conversations, TokenisedSamples):
+        return conversations.groups
     numbers: dict[object, int] = {}
-    return [
-        numbers.setdefault(_prompt_key(conversation, position), len(numbers))
-        for position, conversation in enumerate(conversations)
-    ]
+    prompts = (conversation.shared_prompt for conversation in conversations)
+    return np.array(
+        [numbers.setdefault(place if prompt is None else prompt, len(numbers)) for place, prompt in enumerate(prompts)]
+    )
+
+
+def longest(conversations: Sequence[EncodedConversation], count: int) -> list[EncodedConversation]:
+    """The conversations with the most tokens, longest first, read from disk only as far as they are returned."""
+    if isinstance(conversations, TokenisedSamples):
+        lengths = conversations.lengths
+    else:
+        lengths = np.array([len(conversation.ids) for conversation in conversations], dtype=np.int32)
+    return [conversations[place] for place in np.argsort(-lengths, kind="stable")[:count].tolist()]
 
 
 def check_rows(
@@ -186,7 +197,7 @@ def check_rows(
     Raises:
         ParameterError: if two conversations would share a row.
     """
-    if not family.shares_rows and len(set(share_groups(conversations, rows))) < len(conversations):
+    if not family.shares_rows and len(np.unique(share_groups(conversations, rows))) < len(conversations):
         raise shared_rows_error(family)
 
 

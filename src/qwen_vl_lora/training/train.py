@@ -25,12 +25,11 @@ from qwen_vl_lora.model.model_card import write_adapter_card
 from qwen_vl_lora.model.parent import ParentAdapter
 from qwen_vl_lora.pages.language import choose_language
 from qwen_vl_lora.parameters import Parameters
-from qwen_vl_lora.samples.prompts import TrainedPrompt
 from qwen_vl_lora.samples.records import Rejection
 from qwen_vl_lora.training.arguments import check_schedule, training_arguments
 from qwen_vl_lora.training.batch_size import choose_batch_size
 from qwen_vl_lora.training.collator import ForwardPass, RowCollator, to_device
-from qwen_vl_lora.training.data import TrainingData, encode_data
+from qwen_vl_lora.training.data import EncodedData, TrainingData
 from qwen_vl_lora.training.last_layer import LastLayer
 from qwen_vl_lora.training.loop import LOG_COLUMNS, OnRow, StepBatches, TrainingLoop, TrainingState, count_steps
 from qwen_vl_lora.training.memory import answered_shortage
@@ -72,6 +71,7 @@ class FittedAdapter:
 def train(
     base_model: BaseModel,
     data: TrainingData,
+    encoded: EncodedData,
     settings: Parameters,
     parent: ParentAdapter | None,
     job_folder: Path,
@@ -80,9 +80,6 @@ def train(
 ) -> FittedAdapter:
     """This process's part of a training; of several ranks, the first writes and its result counts."""
     device = choose_device(settings.device)
-    here.note("reading conversations")
-    encoder = ChatEncoder(base_model.load_processor(), settings.image, data.images)
-    encoded = encode_data(data, encoder, settings)
     train = encoded.train
     check_rows(train, settings.rows, base_model.family)
     steps = count_steps(train, settings)
@@ -91,8 +88,9 @@ def train(
         logger.info(encoded.prompt.sentence())
 
     dtype = settings.training_args.dtype
-    pictures = choose_pictures(settings.vision, base_model, encoder, data.store, dtype)
     here.note("loading the base model")
+    encoder = ChatEncoder(base_model.load_processor(), settings.image, data.images)
+    pictures = choose_pictures(settings.vision, base_model, encoder, data.store, dtype)
     model = _load_trainable(base_model, parent, settings, device)
     collator = RowCollator(encoder, pictures)
     size = _batch_size(model, train, collator, settings, job_folder)
@@ -118,7 +116,7 @@ def train(
         **(movement.check(model, weights, state.highest_rate, loop.reached) if here.is_first() else {}),
     }
     told = {**summary, "curve": thin_curve(log)}
-    record = {**adapter_record(base_model, data, settings, parent, encoded.prompt), "training": told}
+    record = {**adapter_record(base_model, data, encoded, settings, parent), "training": told}
     directory = job_folder / "adapter"
     if here.is_first():
         stage_adapter(model, directory, record, weights)
@@ -199,9 +197,9 @@ def check_pictures_reach_the_model(model: Any, forward: ForwardPass, device: tor
 def adapter_record(
     base_model: BaseModel,
     data: TrainingData,
+    encoded: EncodedData,
     settings: Parameters,
     parent: ParentAdapter | None,
-    prompt: TrainedPrompt,
 ) -> Record:
     """The adapter's record: its inputs, its settings and the prompt that it was trained with."""
     return {
@@ -211,12 +209,12 @@ def adapter_record(
             "fingerprint": base_model.fingerprint,
             "files": base_model.files,
         },
-        "prompt": prompt.to_record(),
+        "prompt": encoded.prompt.to_record(),
         **settings.recorded,
         "parent": parent.describe() if parent else None,
         "data": {
-            "train_conversations": {"sha256": data.train.sha256, "samples": len(data.train)},
-            "validation_conversations": {"sha256": data.validation.sha256, "samples": len(data.validation)},
+            "train_conversations": {"sha256": encoded.train.sha256, "samples": len(data.train)},
+            "validation_conversations": {"sha256": encoded.validation.sha256, "samples": len(data.validation)},
         },
     }
 

@@ -8,6 +8,7 @@ from typing import Any
 # Kedro resolves these annotations to validate parameters: none may move under TYPE_CHECKING.
 from qwen_vl_lora.parameters import (
     CaptionsParameters,
+    ClusterParameters,
     ImageParameters,
     Parameters,
     PromptParameters,
@@ -28,9 +29,10 @@ def collect_samples(
     captions: CaptionsParameters,
     image: ImageParameters,
     quarantine: QuarantineParameters,
+    cluster: ClusterParameters,
 ) -> collection.Collected:
     """Check every row and picture of the source; bad rows go to quarantine with their reason."""
-    return collection.collect(captioned_images, workspace, captions, image, quarantine)
+    return collection.collect(captioned_images, workspace, captions, image, quarantine, cluster=cluster)
 
 
 def build_conversations(

@@ -23,7 +23,14 @@ def create_pipeline() -> Pipeline:
         [
             described_node(
                 collect_samples,
-                inputs=["captioned_images", "workspace", "params:captions", "params:image", "params:quarantine"],
+                inputs=[
+                    "captioned_images",
+                    "workspace",
+                    "params:captions",
+                    "params:image",
+                    "params:quarantine",
+                    "params:cluster",
+                ],
                 outputs=[
                     "images",
                     "samples",
