@@ -173,15 +173,21 @@ def random_picture(width: int, height: int, seed: int) -> bytes:
 
 def store_pictures(root: Path, sizes: list[tuple[int, int]]) -> ImageStore:
     """An image store with one noise picture of each (width, height)."""
+    return store_bytes(root, {f"picture_{n}": random_picture(*size, n) for n, size in enumerate(sizes)})
+
+
+def store_bytes(root: Path, pictures: dict[str, bytes]) -> ImageStore:
+    """An image store of PNG bytes by id."""
     files = root / "files"
     files.mkdir(parents=True)
     entries = []
-    for number, (width, height) in enumerate(sizes):
+    for identity, content in pictures.items():
+        width, height = Image.open(io.BytesIO(content)).size
         partial = files / "partial"
-        partial.write_bytes(random_picture(width, height, number))
-        sha256, size = file_sha256(partial), partial.stat().st_size
+        partial.write_bytes(content)
+        sha256 = file_sha256(partial)
         partial.rename(files / f"{sha256}.png")
-        entries.append(ImageEntry(f"picture_{number}", sha256, "data/files", ".png", width, height, size))
+        entries.append(ImageEntry(identity, sha256, "data/files", ".png", width, height, len(content)))
     return ImageStore(files, entries, {})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -17,8 +17,11 @@ KEY = "QWEN_VL_LORA_API_KEY"
 """The environment variable with the key of `inference.server`. There is no parameter for it."""
 
 
-class ServerParameters(ParameterGroup):
-    """A server with OpenAI's protocol that captions in place of a model in this process."""
+class ChatServerParameters(ParameterGroup):
+    """A server with OpenAI's protocol that is asked about pictures."""
+
+    block: ClassVar[str]
+    """The keys' own block, for messages."""
 
     address: str | list[str] | None = Field(
         default=None, description="http://127.0.0.1:8000/v1, or a list of equal servers; null: none"
@@ -30,9 +33,6 @@ class ServerParameters(ParameterGroup):
     requests: PositiveInt = Field(default=8, le=1024, description="pictures asked about at once, at each address")
     timeout: PositiveFloat = Field(default=120.0, description="seconds for one answer, from connecting to its end")
     retries: NonNegativeInt = Field(default=6, le=20, description="of one picture, with growing pauses")
-    image_tokens: Literal["check", "ignore"] = Field(
-        default="check", description="check refuses a server whose prompts have another length than in training"
-    )
     allow_http: bool = Field(default=False, description="plain http to other machines")
 
     @property
@@ -46,11 +46,21 @@ class ServerParameters(ParameterGroup):
         if self.address == []:
             raise ValueError("address: expected at least one address, or null; got []")
         for address in self.addresses:
-            _check_address(address, allow_http=self.allow_http)
+            _check_address(address, self)
         return self
 
 
-def _check_address(address: str, *, allow_http: bool) -> None:
+class ServerParameters(ChatServerParameters):
+    """A server that captions in place of a model in this process."""
+
+    block: ClassVar[str] = "inference.server"
+
+    image_tokens: Literal["check", "ignore"] = Field(
+        default="check", description="check refuses a server whose prompts have another length than in training"
+    )
+
+
+def _check_address(address: str, server: ChatServerParameters) -> None:
     """Raises: ValueError if it is not an http or https address, contains a key, or goes to others unencrypted."""
     form = f"expected an address such as http://127.0.0.1:8000/v1; got {address!r}"
     try:
@@ -63,10 +73,10 @@ def _check_address(address: str, *, allow_http: bool) -> None:
         raise ValueError(f"{place}: an address may not contain a user, a query or a fragment; give a key by {KEY}")
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or not address.isprintable():
         raise ValueError(form)
-    if parts.scheme == "http" and not is_loopback(parts.hostname) and not allow_http:
+    if parts.scheme == "http" and not is_loopback(parts.hostname) and not server.allow_http:
         raise ValueError(
             f"{address} would send pictures unencrypted to another machine; give https, a tunnel to 127.0.0.1, or set "
-            "inference.server.allow_http: true"
+            f"{server.block}.allow_http: true"
         )
 
 

@@ -1,7 +1,7 @@
 """Every setting of the project, typed: the keys and values that parameters.yml and --params may contain.
 
 The values are in `conf/`; this module has the names, types and ranges. Only keys that stored runs lack have a
-default here, the value of `conf/`. `lora`, `training_args` and `inference` are in modules of their own.
+default here, the value of `conf/`. `lora`, `training_args`, `inference` and `evaluation` are in modules of their own.
 Imports pydantic only: Kedro reads it at every start.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from qwen_vl_lora.evaluation_parameters import EvaluationParameters as EvaluationParameters
 from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.inference_parameters import InferenceParameters as InferenceParameters
 from qwen_vl_lora.library_parameters import LibraryGroup
@@ -359,6 +360,7 @@ class Parameters(ParameterGroup):
     cluster: ClusterParameters
     generation: GenerationParameters
     scoring: ScoringParameters
+    evaluation: EvaluationParameters = EvaluationParameters()  # for runs that were stored before the block existed
     report: ReportParameters = ReportParameters(language="auto")  # for runs that were stored before the key existed
     trackers: list[TrackerName] = Field(default=["swanlab"], description="where a run is shown; [] is nowhere")
     swanlab: SwanLabParameters
@@ -542,8 +544,12 @@ def _describe(fault: Any) -> str:
 def _group_at(location: tuple[int | str, ...]) -> type[BaseModel]:
     group: type[BaseModel] = Parameters
     for part in location:
-        annotation = group.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        if isinstance(part, int):  # a place in a list
+            continue
+        annotation: Any = group.model_fields[part].annotation
+        blocks = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        inner = next((kind for kind in blocks if issubclass(kind, BaseModel)), None)
+        if inner is None:
             break
-        group = annotation
+        group = inner
     return group

@@ -10,6 +10,11 @@ Row = tuple[list[str], str, str]
 """References, base caption, tuned caption."""
 
 
+def with_contender(table: pd.DataFrame, name: str, captions: list[str]) -> pd.DataFrame:
+    """The table with the captions of one more side, none of which was cut."""
+    return table.assign(**{f"{name}_caption": captions, f"{name}_cut": "false"})
+
+
 def table_of(rows: list[Row]) -> pd.DataFrame:
     return pd.DataFrame(
         [

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from docs.blocks import shown_under
-from evaluation.rows import Row, table_of
+from evaluation.rows import Row, table_of, with_contender
 from qwen_vl_lora.evaluation import metrics as metrics_module
 from qwen_vl_lora.evaluation import sheets
 from qwen_vl_lora.evaluation.metrics import METRICS, score_predictions
@@ -154,6 +154,33 @@ def test_the_interval_of_the_change_is_paired(make_predictions: Make, scoring: S
     low, high = confidence["tuned"]["ROUGE-L"]
     assert low < high
     assert all(confidence["delta"][name] == [0.0, 0.0] for name in METRICS)
+
+
+def test_contenders_are_scored_as_base_is_and_change_no_figure_of_the_others(
+    make_predictions: Make, scoring: ScoringParameters
+) -> None:
+    rows: list[Row] = [([f"a dog number {i}"], f"answer {i}", f"a dog number {i % 7}") for i in range(20)]
+    table = make_predictions(rows).assign(base_cut="false", tuned_cut="true")
+    both = with_contender(
+        with_contender(table, "twin", [row[1] for row in rows]), "better", [row[0][0] for row in rows]
+    )
+    plain, scores = score_predictions(table, scoring)
+    metrics, columns = score_predictions(both, scoring)
+    assert "contenders" not in plain
+    twin, better = metrics.pop("contenders").values()
+    ranges = metrics["confidence"].pop("contenders")
+    assert twin == {"scores": plain["base"], "delta": plain["delta"]}
+    assert ranges["twin"] == {"scores": plain["confidence"]["base"], "delta": plain["confidence"]["delta"]}
+    assert better["scores"]["CIDEr"] - metrics["tuned"]["CIDEr"] == pytest.approx(-better["delta"]["CIDEr"])
+    assert ranges["better"]["delta"]["CIDEr"][1] < 0 < better["scores"]["CIDEr"]
+    assert metrics.pop("exact_match") == {**plain.pop("exact_match"), "twin": 0.0, "better": 1.0}
+    assert metrics.pop("cut_captions") == {**plain.pop("cut_captions"), "twin": 0, "better": 0}
+    assert metrics == plain
+    assert columns[scores.columns].equals(scores)
+    assert list(columns.columns[len(scores.columns) :]) == [
+        f"{name}_{column}" for name in ("twin", "better") for column in ("cider", "rouge_l", "bleu_4", "exact_match")
+    ]
+    assert columns["better_cider"].mean() == pytest.approx(better["scores"]["CIDEr"])
 
 
 def test_resampling_in_blocks_gives_the_intervals_of_one_block(

@@ -7,7 +7,7 @@ import io
 import pandas as pd
 import pytest
 
-from evaluation.rows import table_of
+from evaluation.rows import table_of, with_contender
 from qwen_vl_lora.evaluation.metrics import score_predictions
 from qwen_vl_lora.evaluation.predictions import read_predictions
 from qwen_vl_lora.exceptions import DataFormatError
@@ -40,6 +40,16 @@ def test_a_table_of_an_older_version_says_nothing_of_cuts(scoring: ScoringParame
     table = table_of(ROWS)
     assert {item.tuned_cut for item in read_predictions(table)} == {None}
     assert score_predictions(table, scoring)[0]["cut_captions"] == {"base": None, "tuned": None}
+
+
+def test_contenders_are_read_and_a_missing_caption_of_theirs_is_named() -> None:
+    table = with_contender(with_cuts(["true"] * 3, ["false"] * 3), "older", ["a <b>cat</b>", "", "x"])
+    item, empty, _ = read_predictions(table)
+    assert item.contenders == {"older": ("a <b>cat</b>", False)}
+    assert empty.contenders["older"].caption == ""
+    assert (item.written("base").cut, item.written("older").caption) == (True, "a <b>cat</b>")
+    with pytest.raises(DataFormatError, match="older_caption must be a text; got None"):
+        read_predictions(table.assign(older_caption=[None, "", "x"]))
 
 
 def test_what_is_neither_true_nor_false_is_named() -> None:

@@ -6,6 +6,7 @@ import io
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from evaluation.rows import Row
+from evaluation.rows import Row, with_contender
 from qwen_vl_lora.evaluation.metrics import score_predictions
 from qwen_vl_lora.evaluation.predictions import language_of_references
-from qwen_vl_lora.evaluation.report import ReportFacts, ReportRun, render_report, run_labels
+from qwen_vl_lora.evaluation.report import ReportFacts, ReportRun, headline, render_report, run_labels
 from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.pages.language import CHINESE, ENGLISH, Language
+from qwen_vl_lora.pages.page import signed
 from qwen_vl_lora.parameters import ScoringParameters
 from qwen_vl_lora.samples.tally import sentence
 from viz.browser import findings_of_axe, needs_chromium, open_page
@@ -85,7 +87,9 @@ def test_the_page_asks_nothing_of_the_network(make_run: MakeRun) -> None:
 
 def test_a_caption_that_was_cut_is_marked_and_the_mark_explained(make_run: MakeRun, scoring: ScoringParameters) -> None:
     run = make_run()
-    assert "cut" not in Page(render_report([run], open_image)).text
+    uncut = Page(render_report([run], open_image))
+    assert "marked cut" not in uncut.text
+    assert not [mark for mark in uncut.all("abbr") if mark.get("title")]
     table = run.predictions.assign(base_cut=["true"] * 3, tuned_cut=["false", "true", "false"])
     metrics, scores = score_predictions(table, scoring)
     page = Page(render_report([ReportRun(run.facts, table, scores, metrics)], open_image))
@@ -95,6 +99,66 @@ def test_a_caption_that_was_cut_is_marked_and_the_mark_explained(make_run: MakeR
     text = " ".join(page.text.split())
     assert "A caption marked cut was ended by generation.max_new_tokens, not by the model." in text
     assert "Cut at generation.max_new_tokens: 3 base and 1 tuned captions of 3." in text
+
+
+def test_contenders_stand_in_a_table_and_under_every_picture(make_run: MakeRun, scoring: ScoringParameters) -> None:
+    plain = make_run(contenders={"older": "adapter 2026-01-01", "rival": "server http://127.0.0.1:1/v1"})
+    table = with_contender(plain.predictions, "older", ["a <b>cat</b>", "", "three"])
+    table = with_contender(table, "rival", ["one", "two", "three"])
+    metrics, scores = score_predictions(table, scoring)
+    html = render_report([replace(plain, predictions=table, scores=scores, metrics=metrics)], open_image)
+    text = Page(html).text
+    assert headline(plain) in text
+    assert "a <b>cat</b>" in text
+    assert "<b>cat</b>" not in html
+    assert html.count('<dt>older <span class="score">CIDEr ') == html.count("<dt>rival ") > 3
+    assert "All that captioned these pictures" in text
+    low, high = metrics["confidence"]["contenders"]["older"]["delta"]["ROUGE-L"]
+    assert f"{signed(low, 3)} … {signed(high, 3)}" in text
+    assert "adapter 2026-01-01" in text
+    assert "All that captioned" not in Page(render_report([plain], open_image)).text
+
+
+def _judged(run: ReportRun, share: float | None) -> dict[str, object]:
+    """The metrics with a judge's verdicts and CLIPScore."""
+    counts = {"tuned_wins": 2, "ties": 0, "judged": 3, "not_judged": 1, "tuned_share": share, "interval": [0.4, 0.9]}
+    clip = {"value": 0.777, "interval": [0.7, 0.8]}
+    sides = {side: {"CLIPScore": clip, "RefCLIPScore": clip, "truncated": 3} for side in ("base", "tuned")}
+    judge = {"model": "<i>judge</i>", "kind": "vllm", "against": {"base": counts}}
+    return {**run.metrics, "judge": judge, "clip_score": {"model": "a-clip", "tokens": 77, "sides": sides}}
+
+
+@pytest.mark.parametrize("language", [ENGLISH, CHINESE])
+def test_verdicts_clip_score_and_lengths_are_shown_and_explained(make_run: MakeRun, language: Language) -> None:
+    run = make_run()
+    html = render_report([replace(run, metrics=_judged(run, 2 / 3))], open_image, language)
+    text = Page(html).text
+    assert language("judge_explained", judge="<i>judge</i>") in text
+    assert "<i>judge" not in html
+    assert language("percent", value="67") in text
+    assert language("judge_left", count=1) in text
+    assert "0.777" in text
+    assert language("clip_cut", limit=77, count=3, side=language("base")) in text
+    assert language("median_words") in text
+    plain = Page(render_report([run], open_image, language)).text
+    assert language("median_words") in plain
+    assert language("judged") not in plain
+    assert "CLIPScore" not in plain
+
+
+def test_long_references_give_another_headline_and_say_why(make_run: MakeRun) -> None:
+    run = make_run()
+    long = replace(run, metrics={**run.metrics, "words": {**run.metrics["words"], "references": 41.0}})
+    base, tuned = (run.metrics[side]["ROUGE-L"] for side in ("base", "tuned"))
+    assert headline(long) == f"ROUGE-L {base:.2f} → {tuned:.2f} on 3 held-out images"
+    text = Page(render_report([long], open_image)).text
+    assert "The references have 41 words in the median, above 40" in text
+    assert "Mean change of ROUGE-L per image" in text
+    judged = replace(long, metrics=_judged(long, 2 / 3))
+    assert headline(judged) == "The judge prefers the tuned caption in 67 % of 3 held-out images"
+    assert headline(replace(long, metrics=_judged(long, None))).startswith("ROUGE-L ")
+    assert headline(replace(run, metrics=_judged(run, 2 / 3))).startswith("CIDEr ")
+    assert headline(long, long).startswith("ROUGE-L ")
 
 
 def test_only_the_pages_own_script_may_run(make_run: MakeRun) -> None:

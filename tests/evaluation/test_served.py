@@ -91,15 +91,15 @@ def test_prompt_and_picture_are_those_of_the_model_in_this_process(base, paramet
 )
 def test_each_kind_of_server_is_told_decoding_in_its_own_way(parameters, kind, greedy, drawn, not_set):
     thinking = {} if kind == "openai" else {"chat_template_kwargs": {"enable_thinking": False}}
-    fields, unknown = decoding_fields(kind, parameters(), SamplingParameters(), thinks=True)
+    fields, unknown = decoding_fields(kind, parameters().generation, SamplingParameters(), thinks=True)
     assert fields == {"max_tokens": 96, "temperature": 0.0, **thinking, **greedy}
     assert unknown == not_set
-    fields, _ = decoding_fields(kind, parameters(), DRAWS, thinks=False)
+    fields, _ = decoding_fields(kind, parameters().generation, DRAWS, thinks=False)
     assert fields == {"max_tokens": 96, "temperature": 0.7, **greedy, **drawn}
 
 
 def test_transformers_serve_is_told_decoding_as_a_generation_config(parameters):
-    fields, _ = decoding_fields("transformers", parameters(), DRAWS, thinks=False)
+    fields, _ = decoding_fields("transformers", parameters().generation, DRAWS, thinks=False)
     own = json.loads(fields.pop("generation_config"))
     assert own == {"max_new_tokens": 96, "repetition_penalty": 1.0, "num_beams": 1, "do_sample": True, "top_k": 0}
     assert fields == {"max_tokens": 96, "temperature": 0.7, "top_p": 0.9}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 from rich.console import Console
 
-from evaluation.rows import Row
+from evaluation.rows import Row, with_contender
 from qwen_vl_lora.evaluation.metrics import score_predictions
 from qwen_vl_lora.evaluation.summary import summarize_run
 from qwen_vl_lora.pages.language import CHINESE
@@ -30,6 +30,14 @@ def test_the_summary_names_metrics_and_captions(make_predictions: Make, scoring:
     assert "chatty answer 3" not in text
     assert "Metrics on 5 images mean little" in text
     assert re.search(r"exact match +│ +0 of 5 │ +5 of 5 │ +\+5", text)
+
+
+def test_contenders_are_rows_beside_base_and_tuned(make_predictions: Make, scoring: ScoringParameters) -> None:
+    rows: list[Row] = [([f"a dog number {i}"], f"chatty answer {i}", f"a dog number {i}") for i in range(5)]
+    table = with_contender(make_predictions(rows), "older", ["a dog"] * 5)
+    text = printed(table.assign(base_cut="false", tuned_cut="false", older_cut="true"), scoring)
+    assert re.search(r"older +│ +0.000 │ +0\.\d+ │ +0 of 5 │ +\+10.000 \(\+10.000 … \+10.000\)", text)
+    assert "5 of 5 captions of older were cut" in text
 
 
 def test_what_does_not_differ_has_no_sign_and_is_called_no_difference(

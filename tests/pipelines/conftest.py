@@ -20,6 +20,7 @@ SLICE = {
     "scoring": {"bootstrap_samples": 10},
     "swanlab": {"mode": "disabled"},
 }
+SMALL = {"generation": {"max_new_tokens": 4, "batch_size": 2}}
 
 
 @pytest.fixture
@@ -77,6 +78,17 @@ def run(project, fresh_run, once):
         return fresh_run(*pipelines, **options)
 
     return go
+
+
+@pytest.fixture
+def evaluated(run, once):
+    """The default data, an adapter of them, and its evaluation, with `SMALL`."""
+
+    def make():
+        run("data_engineering")
+        run("training", "evaluation", **SMALL)
+
+    once("trained and evaluated", make)
 
 
 @pytest.fixture

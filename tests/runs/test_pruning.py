@@ -242,6 +242,21 @@ def test_checkpoints_go_but_for_the_newest_unfinished_and_those_in_use(tmp_path,
     lock.release()
 
 
+def test_kept_captions_go_when_no_kept_run_used_them(tmp_path, history):
+    history("d1", DATA)
+    for number in (1, 2):
+        history(f"t{number}", ["adapter"], {"train_conversations": "d1"}, "training")
+        record = runs_folder(tmp_path, "tiny") / f"t{number}" / "record.json"
+        captions = {"base": {"key": "shared", "taken": 0}, "tuned": {"key": f"k{number}", "taken": 0}}
+        record.write_text(json.dumps({**json.loads(record.read_text()), "captions": captions}))
+    kept = tmp_path / "data/09_workspace/tiny/evaluation"
+    kept.mkdir(parents=True)
+    for key in ("shared", "k1", "k2"):
+        (kept / f"{key}.jsonl").write_text("{}\n")
+    gone = removed(tmp_path)
+    assert {place for place in gone if "evaluation" in place} == {"09_workspace/tiny/evaluation/k1.jsonl"}
+
+
 def add_features(project, key):
     folder = project / "data/04_feature/tiny/image_features" / key
     folder.mkdir(parents=True)

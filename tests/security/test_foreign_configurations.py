@@ -317,6 +317,9 @@ OPENINGS = {
     "mlflow.experiment": "somebody's",
     "cluster.address": "10.0.0.1:6379",
     "inference.server.address": "https://elsewhere.example/v1",
+    "evaluation.judge.address": "https://elsewhere.example/v1",
+    "evaluation.clip_score": "hf:somebody/clip",
+    "evaluation.contenders": [{"name": "x", "server": {"address": "https://elsewhere.example/v1"}}],
     "inference.output.sidecars": "beside",
     "inference.output.jsonl": "captions.jsonl",
 }
@@ -418,8 +421,17 @@ OUTSIDE = {
     "base_model": "../../../base",
     "init_adapter": "~/adapter",
     "inference.images": "/elsewhere",
+    "evaluation.clip_score": "/elsewhere/clip",
     "resume": "/elsewhere/checkpoint-1",
 }
+
+
+def test_contenders_outside_are_listed_too(project, stranger):
+    listed = [{"name": "one", "adapter": "/elsewhere/adapter"}, {"name": "two", "model": "../../../model"}]
+    said = refused(project, stranger("elsewhere", parameters={"evaluation.contenders": listed}))
+    assert "evaluation.contenders.0.adapter: /elsewhere/adapter" in said
+    assert "evaluation.contenders.1.model: ../../../model" in said
+    assert "Add --trust" not in said
 
 
 @pytest.mark.parametrize(("key", "value"), OUTSIDE.items())

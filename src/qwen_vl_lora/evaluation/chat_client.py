@@ -25,7 +25,7 @@ import httpx2
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from qwen_vl_lora.exceptions import ServerError
-from qwen_vl_lora.inference_parameters import KEY, ServerKind, ServerParameters, is_loopback
+from qwen_vl_lora.inference_parameters import KEY, ChatServerParameters, ServerKind, is_loopback
 from qwen_vl_lora.runs.masking import mask_text, remember
 from qwen_vl_lora.texts import visible_line
 
@@ -83,7 +83,7 @@ class Served:
 class Servers(Generic[Name]):
     """Equal servers behind one list of addresses. Made by `connected`."""
 
-    def __init__(self, server: ServerParameters, portal: BlockingPortal, http: httpx2.AsyncClient) -> None:
+    def __init__(self, server: ChatServerParameters, portal: BlockingPortal, http: httpx2.AsyncClient) -> None:
         self._server = server
         self._portal = portal
         self._http = http
@@ -108,11 +108,13 @@ class Servers(Generic[Name]):
         if not found:
             raise ServerError(
                 f"No server answers at {', '.join(self._server.addresses)}. Start it, and check "
-                "inference.server.address with its port and path, usually /v1. Finished captions are kept."
+                f"{self._server.block}.address with its port and path, usually /v1. Finished captions are kept."
             )
         if len({(kind, model) for kind, model, _ in found.values()}) > 1:
             told = "; ".join(f"{address}: {model} ({kind})" for address, (kind, model, _) in found.items())
-            raise ServerError(f"The servers of inference.server.address are not equal: {told}. List equal ones alone.")
+            raise ServerError(
+                f"The servers of {self._server.block}.address are not equal: {told}. List equal ones alone."
+            )
         kind, model, _ = next(iter(found.values()))
         return Served(kind, model, {address: says for address, (_, _, says) in found.items()})
 
@@ -172,12 +174,13 @@ class Servers(Generic[Name]):
             return kind, model, next((entry for entry in listed if entry["id"] == model), None)
         if model is None and len(names) != 1:
             raise ServerError(
-                f"{address} serves {len(names)} models: {_shown(names)}. Set inference.server.model to the name of one."
+                f"{address} serves {len(names)} models: {_shown(names)}. Set {self._server.block}.model to the name of "
+                "one."
             )
         model = model or names[0]
         if names and model not in names:
             raise ServerError(
-                f"{address} serves no model {model!r}; it has {_shown(names)}. Set inference.server.model to one "
+                f"{address} serves no model {model!r}; it has {_shown(names)}. Set {self._server.block}.model to one "
                 "of them."
             )
         return kind, model, next((entry for entry in listed if entry["id"] == model), None)
@@ -190,8 +193,8 @@ class Servers(Generic[Name]):
             return str(json.loads(data)["model"]).removesuffix("@main")
         except (ValueError, KeyError, TypeError) as error:
             raise ServerError(
-                f"{address} does not say which model it serves (HTTP {status}). Set inference.server.model to the name "
-                "or directory that it was started with."
+                f"{address} does not say which model it serves (HTTP {status}). Set {self._server.block}.model to the "
+                "name or directory that it was started with."
             ) from error
 
     async def _ask(self, make: Callable[[], bytes], served: Served, most_tokens: int) -> Answer:
@@ -234,8 +237,8 @@ class Servers(Generic[Name]):
             raise NotAnsweredError(f"the server answered others meanwhile, but not this one: {said}")
         raise ServerError(
             f"{address} gave no answer after {attempt + 1} attempts: {said}. Finished captions are kept: start the "
-            "server again, and run the same command. If it is only slow: a longer inference.server.timeout, or fewer "
-            "inference.server.requests."
+            "server again, and run the same command. If it is only slow: a longer "
+            f"{self._server.block}.timeout, or fewer {self._server.block}.requests."
         )
 
     async def _send(self, method: str, url: str, body: bytes | None) -> tuple[int, httpx2.Headers, bytes]:
@@ -263,7 +266,7 @@ class Servers(Generic[Name]):
         if 300 <= status < 400:
             raise ServerError(
                 f"{address} leads elsewhere (HTTP {status}), where neither pictures nor a key are sent. Set "
-                "inference.server.address to the address that it leads to, if you trust that one."
+                f"{self._server.block}.address to the address that it leads to, if you trust that one."
             )
         if status in (401, 403):
             raise ServerError(
@@ -271,8 +274,8 @@ class Servers(Generic[Name]):
             )
         if status == 404:
             raise ServerError(
-                f"{address} has no such model or path (HTTP 404{_said(data)}). Check inference.server.model, and "
-                "the path in inference.server.address, usually /v1."
+                f"{address} has no such model or path (HTTP 404{_said(data)}). Check {self._server.block}.model, and "
+                f"the path in {self._server.block}.address, usually /v1."
             )
 
     def _report(self, address: str, said: str) -> None:
@@ -287,7 +290,7 @@ class _TooLongError(Exception):
 
 
 @contextmanager
-def connected(server: ServerParameters) -> Iterator[Servers[Any]]:
+def connected(server: ChatServerParameters) -> Iterator[Servers[Any]]:
     """The servers of the settings. Requests run beside the caller; Ctrl-C ends them.
 
     The environment's proxies are used for other machines only. The key is in the environment only.
@@ -330,8 +333,8 @@ def read_answer(address: str, data: bytes, model: str, most_tokens: int) -> Answ
     prompt_tokens, written = (count if type(count) is int else None for count in counts)
     if writer is not None and not re.fullmatch(rf"{re.escape(model)}(@.+|-\d{{4}}-?\d\d-?\d\d)?", str(writer)):
         raise ServerError(
-            f"{address} was asked for the model {model!r}, but {str(writer)[:200]!r} answered. Set "
-            "inference.server.model to that name if it is the right one."
+            f"{address} was asked for the model {model!r}, but {str(writer)[:200]!r} answered. Set the key `model` of "
+            "its block to that name if it is the right one."
         )
     if written is not None and written > most_tokens:
         raise NotAnsweredError(f"the server wrote {written} tokens; at most {most_tokens} were asked for")

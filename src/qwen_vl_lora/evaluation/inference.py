@@ -35,6 +35,7 @@ from qwen_vl_lora.model.fingerprints import files_sha256
 from qwen_vl_lora.model.merging import merged_if_exact
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.runs.artifacts import digest
+from qwen_vl_lora.runs.run import current_run
 from qwen_vl_lora.samples.conversations import ask_about
 from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.named_pictures import Gathered
@@ -143,8 +144,13 @@ def choose_captioner(
     base_model: BaseModel, adapter: Adapter | None, settings: Parameters
 ) -> Captioner | ServedCaptioner:
     """Captions by the servers of `inference.server` if there are any, else by a model in this process."""
-    kind = ServedCaptioner if settings.inference.server.addresses else Captioner
-    return kind(base_model, adapter, settings, settings.inference.sampling)
+    sampling = settings.inference.sampling
+    if not settings.inference.server.addresses:
+        return Captioner(base_model, adapter, settings, sampling)
+    captioner = ServedCaptioner(base_model, adapter, settings, sampling)
+    if (run := current_run()) is not None:
+        run.facts["server"] = captioner.facts
+    return captioner
 
 
 class CaptionNotes:

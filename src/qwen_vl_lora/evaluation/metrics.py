@@ -13,13 +13,13 @@ from pycocoevalcap.bleu.bleu_scorer import BleuScorer  # type: ignore[import-unt
 from pycocoevalcap.cider.cider import Cider  # type: ignore[import-untyped]
 from pycocoevalcap.rouge.rouge import Rouge  # type: ignore[import-untyped]
 
-from qwen_vl_lora.evaluation.predictions import Prediction, read_predictions
+from qwen_vl_lora.evaluation.lengths import LONG, is_long, measure_lengths
+from qwen_vl_lora.evaluation.predictions import SIDES, Prediction, contenders_in, read_predictions
 from qwen_vl_lora.evaluation.tokenization import TOKENIZERS, Tokenizer, choose_tokenizer
 from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.pages.language import Language
 from qwen_vl_lora.parameters import ScoringParameters
 
-SIDES = ("base", "tuned")
 CONFIDENCE = 0.95
 FEW_IMAGES = 50
 """With fewer images the intervals are so wide that metrics mean little."""
@@ -106,15 +106,17 @@ def score_predictions(table: pd.DataFrame, parameters: ScoringParameters) -> tup
             f"No reference in predictions holds a token for the tokenizer `{name}`, so nothing can be scored. "
             "Check the captions of the source, or set scoring.tokenizer."
         )
-    scores = {side: _score_side(_captions(predictions, side, tokenize), references) for side in SIDES}
+    sides = [*SIDES, *contenders_in(table)]
+    scores = {side: _score_side(_captions(predictions, side, tokenize), references) for side in sides}
     pictures = [item.image_path or item.image_id for item in predictions]
     metrics = {
         "num_images": len(set(pictures)),
         "tokenizer": name,
         **_corpus_metrics(scores),
-        "exact_match": {side: float(scores[side].exact.mean()) for side in SIDES},
-        "cut_captions": {side: count_cut(predictions, side) for side in SIDES},
+        "exact_match": {side: float(scores[side].exact.mean()) for side in sides},
+        "cut_captions": {side: count_cut(predictions, side) for side in sides},
         "confidence": _confidence(scores, pictures, parameters),
+        **measure_lengths(predictions, sides),
     }
     return metrics, _caption_scores(table, scores)
 
@@ -130,6 +132,8 @@ def notes_on_metrics(metrics: Mapping[str, Any], num_captions: int, language: La
         yield language("nothing_in_common")
     if num_captions == 1:
         yield language("cider_of_one")
+    if is_long(metrics):
+        yield language("long_references", words=f"{metrics['words']['references']:g}", limit=LONG)
     if metrics["num_images"] < FEW_IMAGES:
         yield language("few_images", count=metrics["num_images"], least=FEW_IMAGES)
 
@@ -146,12 +150,12 @@ def nothing_in_common(metrics: Mapping[str, Any], num_captions: int) -> bool:
 
 def count_cut(predictions: Sequence[Prediction], side: str) -> int | None:
     """Captions that `generation.max_new_tokens` ended; None if the table lacks the columns."""
-    cuts = [item.base_cut if side == "base" else item.tuned_cut for item in predictions]
+    cuts = [item.written(side).cut for item in predictions]
     return None if None in cuts else sum(map(bool, cuts))
 
 
 def _captions(predictions: Sequence[Prediction], side: str, tokenize: Tokenizer) -> list[list[str]]:
-    return [tokenize(item.base_caption if side == "base" else item.tuned_caption) for item in predictions]
+    return [tokenize(item.written(side).caption) for item in predictions]
 
 
 def _score_side(captions: Captions, references: References) -> SideScores:
@@ -206,16 +210,30 @@ def _named(values: Floats) -> dict[str, float]:
     return {name: float(value) for name, value in zip(METRICS, values, strict=True)}
 
 
-def _corpus_metrics(scores: Mapping[str, SideScores]) -> dict[str, dict[str, float]]:
+def _corpus_metrics(scores: Mapping[str, SideScores]) -> dict[str, Any]:
     once = np.ones((1, len(scores["base"].exact)))
-    base, tuned = (_side_metrics(scores[side], once)[0] for side in SIDES)
-    return {"base": _named(base), "tuned": _named(tuned), "delta": _named(tuned - base)}
+    return _compared({side: _side_metrics(of_side, once) for side, of_side in scores.items()}, lambda v: _named(v[0]))
+
+
+def _compared(sides: Mapping[str, Floats], show: Callable[[Floats], Any]) -> dict[str, Any]:
+    """Base, tuned and tuned − base as shown, then each contender and tuned − contender.
+
+    Args:
+        sides: METRICS of each side, (resamples, metrics).
+    """
+    told = {"base": show(sides["base"]), "tuned": show(sides["tuned"]), "delta": show(sides["tuned"] - sides["base"])}
+    contenders = {
+        side: {"scores": show(values), "delta": show(sides["tuned"] - values)}
+        for side, values in sides.items()
+        if side not in SIDES
+    }
+    return {**told, **({"contenders": contenders} if contenders else {})}
 
 
 def _confidence(
     scores: Mapping[str, SideScores], pictures: Sequence[str], parameters: ScoringParameters
 ) -> dict[str, Any]:
-    """Percentile bootstrap over images. Base and tuned share each resample, so the delta's interval is paired.
+    """Percentile bootstrap over images. All sides share each resample, so the intervals of differences are paired.
 
     Captions of one image are drawn together, because they are not independent observations.
 
@@ -226,16 +244,13 @@ def _confidence(
     images = int(picture_of.max()) + 1
     rng = np.random.default_rng(parameters.seed)
     rows = max(1, _RESAMPLED_CELLS // len(pictures))
-    base: list[Floats] = []
-    tuned: list[Floats] = []
+    sampled: dict[str, list[Floats]] = {side: [] for side in scores}
     for start in range(0, parameters.bootstrap_samples, rows):
         size = min(rows, parameters.bootstrap_samples - start)
         weights = rng.multinomial(images, np.full(images, 1 / images), size=size).astype(float)[:, picture_of]
-        base.append(_side_metrics(scores["base"], weights))
-        tuned.append(_side_metrics(scores["tuned"], weights))
-    sampled = {"base": np.concatenate(base), "tuned": np.concatenate(tuned)}
-    sampled["delta"] = sampled["tuned"] - sampled["base"]
-    intervals = {side: _intervals(values) for side, values in sampled.items()}
+        for side, of_side in scores.items():
+            sampled[side].append(_side_metrics(of_side, weights))
+    intervals = _compared({side: np.concatenate(values) for side, values in sampled.items()}, _intervals)
     return {"level": CONFIDENCE, "resamples": parameters.bootstrap_samples, **intervals}
 
 
@@ -264,9 +279,13 @@ def _intervals(values: Floats) -> dict[str, list[float]]:
 def _caption_scores(table: pd.DataFrame, scores: Mapping[str, SideScores]) -> pd.DataFrame:
     columns: dict[str, Any] = {"image_id": table["image_id"].to_numpy()}
     for side in SIDES:
-        for place, metric in reversed(list(enumerate(MEANS))):
-            columns[f"{side}_{metric.column}"] = scores[side].means[:, place]
-        columns[f"{side}_bleu_4"] = scores[side].bleu_4
-        columns[f"{side}_exact_match"] = scores[side].exact.astype(bool)
+        columns |= _columns_of(side, scores[side])
     columns["cider_gain"] = columns["tuned_cider"] - columns["base_cider"]
+    for side in contenders_in(table):
+        columns |= _columns_of(side, scores[side])
     return pd.DataFrame(columns)
+
+
+def _columns_of(side: str, scores: SideScores) -> dict[str, Any]:
+    means = {f"{side}_{metric.column}": scores.means[:, place] for place, metric in reversed(list(enumerate(MEANS)))}
+    return {**means, f"{side}_bleu_4": scores.bleu_4, f"{side}_exact_match": scores.exact.astype(bool)}

@@ -6,13 +6,17 @@ Independent of how captions were generated.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.pages.language import Language, Setting, choose_language
+
+SIDES = ("base", "tuned")
+"""The sides of every evaluation; others are its contenders."""
 
 COLUMNS = ("image_id", "image_path", "prompt", "references", "base_caption", "tuned_caption")
 CUT_COLUMNS = ("base_cut", "tuned_cut")
@@ -24,6 +28,13 @@ YES_OR_NO = {True: "true", False: "false"}
 _MAX_FAULTS = 20
 
 
+class Written(NamedTuple):
+    """A caption, and whether `generation.max_new_tokens` ended it; None if the table lacks the column."""
+
+    caption: str
+    cut: bool | None
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """One held-out image.
@@ -31,6 +42,7 @@ class Prediction:
     Attributes:
         base_caption, tuned_caption: empty if the model ended its answer at once.
         base_cut, tuned_cut: whether `generation.max_new_tokens` ended it; None if the table lacks the column.
+        contenders: their captions by name, in the order of the table.
     """
 
     image_id: str
@@ -41,6 +53,12 @@ class Prediction:
     tuned_caption: str
     base_cut: bool | None = None
     tuned_cut: bool | None = None
+    contenders: Mapping[str, Written] = field(default_factory=dict)
+
+    def written(self, side: str) -> Written:
+        """The caption of base, tuned or a contender."""
+        own = {"base": (self.base_caption, self.base_cut), "tuned": (self.tuned_caption, self.tuned_cut)}
+        return Written(*own[side]) if side in own else self.contenders[side]
 
 
 def read_predictions(table: pd.DataFrame) -> list[Prediction]:
@@ -62,7 +80,8 @@ def read_predictions(table: pd.DataFrame) -> list[Prediction]:
             "predictions has no rows, so there is nothing to score. Hold out at least one image (split.test_images)."
         )
     faults: list[str] = []
-    predictions = [_read_row(row, faults) for row in table.to_dict("records")]
+    contenders = contenders_in(table)
+    predictions = [_read_row(row, contenders, faults) for row in table.to_dict("records")]
     if faults:
         shown = "\n".join(f"  {fault}" for fault in faults[:_MAX_FAULTS])
         more = f"\n  … and {len(faults) - _MAX_FAULTS} more" if len(faults) > _MAX_FAULTS else ""
@@ -75,9 +94,15 @@ def language_of_references(setting: Setting, table: pd.DataFrame) -> Language:
     return choose_language(setting, (text for item in read_predictions(table) for text in item.references))
 
 
-def _read_row(row: dict[Any, Any], faults: list[str]) -> Prediction:
+def contenders_in(table: pd.DataFrame) -> list[str]:
+    """Names of the sides beside base and tuned, in the order of the table."""
+    names = [str(column).removesuffix("_caption") for column in table.columns if str(column).endswith("_caption")]
+    return [name for name in names if name not in SIDES]
+
+
+def _read_row(row: dict[Any, Any], contenders: Sequence[str], faults: list[str]) -> Prediction:
     where = f"image {row['image_id']!r}"
-    for column in ("base_caption", "tuned_caption"):
+    for column in (f"{side}_caption" for side in (*SIDES, *contenders)):
         if not isinstance(row[column], str):
             faults.append(
                 f"{where}: {column} must be a text; got {row[column]!r}. An empty caption is the empty text: "
@@ -92,6 +117,9 @@ def _read_row(row: dict[Any, Any], faults: list[str]) -> Prediction:
         tuned_caption=row["tuned_caption"],
         base_cut=_read_cut(row, "base_cut", where, faults),
         tuned_cut=_read_cut(row, "tuned_cut", where, faults),
+        contenders={
+            name: Written(row[f"{name}_caption"], _read_cut(row, f"{name}_cut", where, faults)) for name in contenders
+        },
     )
 
 

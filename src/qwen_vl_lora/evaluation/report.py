@@ -15,6 +15,7 @@ import pandas as pd
 from PIL import Image
 
 from qwen_vl_lora.evaluation.drawings import histogram, loss_curves
+from qwen_vl_lora.evaluation.lengths import is_long, main_metric
 from qwen_vl_lora.evaluation.metrics import METRICS, mean_interval, notes_on_metrics
 from qwen_vl_lora.evaluation.predictions import Prediction, read_predictions
 from qwen_vl_lora.evaluation.story import highlights, tell_change
@@ -50,6 +51,7 @@ class ReportFacts:
         notes: what a reader must know before the figures.
         made: when, how long, where and from which commit, in one sentence.
         curve: rows with `step` and `loss` or `validation_loss`.
+        contenders: name → what it is.
     """
 
     name: str
@@ -63,6 +65,7 @@ class ReportFacts:
     notes: Sequence[str] = ()
     made: str = ""
     curve: Sequence[Mapping[str, Any]] = ()
+    contenders: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,15 @@ class Answer:
     bin: str
 
 
+class Said(NamedTuple):
+    """The caption of a contender."""
+
+    name: str
+    caption: str
+    cider: float
+    is_cut: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
     """One held-out image.
@@ -103,6 +115,7 @@ class Card:
     Attributes:
         reference: the one nearest to the first run's caption.
         references: that one with what the first run's caption lacks, then the others.
+        contenders: of the first run.
         spread: highest minus lowest CIDEr of the runs.
         facets: what the buttons select it by.
     """
@@ -118,6 +131,7 @@ class Card:
     answers: list[Answer]
     reference: str
     references: list[list[Piece]]
+    contenders: list[Said]
     spread: float
     facets: str
 
@@ -176,7 +190,7 @@ def render_report(runs: Sequence[ReportRun], open_image: OpenImage, language: La
         is_nothing=is_nothing,
         metric_names=[name for name in reversed(METRICS) if name not in _FOLDED],
         folded_names=_FOLDED,
-        has_cuts=any(card.base_is_cut or any(answer.is_cut for answer in card.answers) for card in cards),
+        has_cuts=any(map(_has_cut, cards)),
         num_without_picture=max(0, len(cards) - _MAX_PICTURES),
     )
 
@@ -195,15 +209,30 @@ def run_labels(runs: Sequence[ReportRun], language: Language = ENGLISH) -> list[
 
 
 def headline(*runs: ReportRun, language: Language = ENGLISH) -> str:
-    """CIDEr before and after, or of each of several runs, with the number of images."""
-    count = runs[0].metrics["num_images"]
-    tuned = [f"{run.metrics['tuned']['CIDEr']:.2f}" for run in runs]
+    """The main metric before and after, or of each of several runs, with the number of images.
+
+    Of long references a judge's verdict takes its place, if there is one.
+    """
+    metrics = runs[0].metrics
+    count, metric = metrics["num_images"], main_metric(metrics)
+    if len(runs) == 1 and is_long(metrics) and (told := verdict_on_base(metrics, language)):
+        return told
+    tuned = [f"{run.metrics['tuned'][metric]:.2f}" for run in runs]
     if len(runs) == 1:
-        base = f"{runs[0].metrics['base']['CIDEr']:.2f}"
-        return language("headline_one", base=base, tuned=tuned[0], count=count)
+        base = f"{metrics['base'][metric]:.2f}"
+        return language("headline_one", metric=metric, base=base, tuned=tuned[0], count=count)
     named = zip(tuned, run_labels(runs, language), strict=True)
     scores = (language("headline_score", cider=cider, label=label) for cider, label in named)
-    return language("headline_several", scores=language.join(scores), count=count)
+    return language("headline_several", metric=metric, scores=language.join(scores), count=count)
+
+
+def verdict_on_base(metrics: Mapping[str, Any], language: Language) -> str | None:
+    """How often the judge preferred the tuned side to the base; None without verdicts."""
+    against = metrics.get("judge", {}).get("against", {}).get("base", {})
+    if against.get("tuned_share") is None:
+        return None
+    share = language("percent", value=f"{100 * against['tuned_share']:.0f}")
+    return language("headline_judged", share=share, count=against["judged"])
 
 
 def _lead(
@@ -213,15 +242,17 @@ def _lead(
     language: Language,
 ) -> str:
     """The main change, or the differences between runs, with their intervals."""
+    metrics, metric = runs[0].metrics, main_metric(runs[0].metrics)
     if len(runs) > 1:
         return language.clauses(
-            language("label_minus_label", label=label, first=labels[0], change=_told_change(*found["CIDEr"], language))
+            language("label_minus_label", label=label, first=labels[0], change=_told_change(*found[metric], language))
             for label, found in zip(labels[1:], differences, strict=True)
-            if "CIDEr" in found
+            if metric in found
         )
-    metrics = runs[0].metrics
-    interval = metrics["confidence"]["delta"]["CIDEr"] if "confidence" in metrics else None
-    return language("mean_change", change=_told_change(metrics["delta"]["CIDEr"], interval, language))
+    interval = metrics["confidence"]["delta"][metric] if "confidence" in metrics else None
+    key = "mean_change" if metric == "CIDEr" else "mean_change_of"
+    named = {} if metric == "CIDEr" else {"metric": metric}
+    return language(key, change=_told_change(metrics["delta"][metric], interval, language), **named)
 
 
 def _told_change(value: float, interval: Sequence[float] | None, language: Language) -> str:
@@ -352,9 +383,18 @@ def _card(row: _Row, answers: list[Answer], picture: str | None, anchors: Anchor
         answers=answers,
         reference=item.references[nearest],
         references=[answers[0].missing, *others],
+        contenders=[
+            Said(name, written.caption, row.scores[f"{name}_cider"], bool(written.cut))
+            for name, written in item.contenders.items()
+        ],
         spread=max(ciders) - min(ciders),
         facets=" ".join(_facets_of(answers)),
     )
+
+
+def _has_cut(card: Card) -> bool:
+    cuts = [card.base_is_cut, *(answer.is_cut for answer in card.answers), *(said.is_cut for said in card.contenders)]
+    return any(cuts)
 
 
 def _facets_of(answers: Sequence[Answer]) -> Iterator[str]:

@@ -13,6 +13,8 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from qwen_vl_lora.evaluation.chat_client import Answer, NotAnsweredError, Served, connected
 from qwen_vl_lora.evaluation.generation import GREEDY, Caption, seed_of
 from qwen_vl_lora.exceptions import ServerError
@@ -20,9 +22,8 @@ from qwen_vl_lora.inference_parameters import SamplingParameters, ServerKind
 from qwen_vl_lora.model.adapter import Adapter
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.model.chat import ChatEncoder, template_options
-from qwen_vl_lora.parameters import Parameters
+from qwen_vl_lora.parameters import GenerationParameters, Parameters
 from qwen_vl_lora.runs.artifacts import digest
-from qwen_vl_lora.runs.run import current_run
 from qwen_vl_lora.samples.conversations import Conversation, ImagePart, TextPart, ask_about
 from qwen_vl_lora.samples.image_store import ImageStore
 
@@ -43,6 +44,9 @@ class _Asked(NamedTuple):
 
 class ServedCaptioner:
     """Servers that caption pictures; of the base only the processor is loaded here.
+
+    Attributes:
+        facts: what the servers are and how they decode, for the run's record.
 
     Raises:
         AdapterError: if the adapter was trained on another base.
@@ -67,19 +71,18 @@ class ServedCaptioner:
         with connected(self._server) as servers:
             self.served: Served = servers.look()
         thinks = bool(template_options(self._processor))
-        self._decoding, not_set = decoding_fields(self.served.kind, settings, sampling, thinks=thinks)
+        self._decoding, not_set = decoding_fields(self.served.kind, settings.generation, sampling, thinks=thinks)
         logger.info("Captions by %s (%s) at %s.", self.served.model, self.served.kind, ", ".join(self.served.says))
         if not_set:
             logger.warning("This kind of server takes no %s: it is the server's own.", ", ".join(not_set))
-        if (run := current_run()) is not None:
-            run.facts["server"] = {
-                "kind": self.served.kind,
-                "model": self.served.model,
-                "says": _bounded(self.served.says),
-                "decoding": self._decoding,
-                "not_set": not_set,
-                "image_tokens": self._server.image_tokens,
-            }
+        self.facts = {
+            "kind": self.served.kind,
+            "model": self.served.model,
+            "says": _bounded(self.served.says),
+            "decoding": self._decoding,
+            "not_set": not_set,
+            "image_tokens": self._server.image_tokens,
+        }
 
     @property
     def key(self) -> str:
@@ -169,21 +172,21 @@ class ServedCaptioner:
             'captions: give it limits that leave them as they are (vLLM: --mm-processor-kwargs \'{"min_pixels": …, '
             '"max_pixels": …}\'; transformers serve: `size` in the served processor_config.json), or larger pictures. '
             "Another base or chat template also differs: set base_model to the model that is served. "
-            "inference.server.image_tokens: ignore takes its captions nevertheless."
+            f"{self._server.block}.image_tokens: ignore takes its captions nevertheless."
         )
 
     _is_uncounted = False
 
 
 def decoding_fields(
-    kind: ServerKind, settings: Parameters, sampling: SamplingParameters, *, thinks: bool
+    kind: ServerKind, generation: GenerationParameters, sampling: SamplingParameters, *, thinks: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """The fields of a request that set decoding, and what this kind of server cannot be told.
 
     Args:
         thinks: whether the chat template can think, which is always off.
     """
-    generation, draws = settings.generation, sampling.temperature > 0
+    draws = sampling.temperature > 0
     fields: dict[str, Any] = {"max_tokens": generation.max_new_tokens, "temperature": sampling.temperature}
     if draws:
         fields["top_p"] = sampling.top_p
@@ -215,7 +218,11 @@ def _part(encoder: ChatEncoder, part: TextPart | ImagePart) -> Mapping[str, Any]
     """A part of a message. Pictures are upright, RGB, lossless, and have the model's size."""
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
-    picture = encoder.sizer.resize(encoder.images.open(encoder.images.by_path(part.path).sha256))
+    return picture_part(encoder.sizer.resize(encoder.images.open(encoder.images.by_path(part.path).sha256)))
+
+
+def picture_part(picture: Image.Image) -> Mapping[str, Any]:
+    """A picture in a message, lossless."""
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=1)
     return {

@@ -54,6 +54,11 @@ class ImageFeatures:
         }
         self._open: dict[Path, object] = {}
 
+    @property
+    def key(self) -> str:
+        """Digest of the key."""
+        return self.folder.name
+
     def __contains__(self, sha256: object) -> bool:
         return sha256 in self._shard_of
 

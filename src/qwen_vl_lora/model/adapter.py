@@ -22,6 +22,7 @@ from qwen_vl_lora.model.families import FAMILIES
 from qwen_vl_lora.model.fingerprints import stored_tensors, weights_sha256
 from qwen_vl_lora.model.lora import excluded_modules, peft_without_noise
 from qwen_vl_lora.parameters import GenerationParameters, ImageParameters, Parameters
+from qwen_vl_lora.runs.storage import file_sha256
 from qwen_vl_lora.samples.conversations import Conversation
 from qwen_vl_lora.samples.prompts import TrainedPrompt
 from qwen_vl_lora.strict_json import kind_of, read_object
@@ -86,6 +87,11 @@ class Adapter:
             AdapterError: if the file is damaged, or a weight is not finite.
         """
         return weights_sha256(self.path / WEIGHTS_FILE, AdapterError)
+
+    @property
+    def config_sha256(self) -> str:
+        """Hex sha256 of PEFT's configuration."""
+        return file_sha256(self.path / _CONFIG)
 
     def check_base(self, base_model: BaseModel) -> None:
         """Refuse another base than that of the training, and weights that do not fit it.
@@ -183,17 +189,7 @@ class Adapter:
         Raises:
             AdapterError: with every difference between record and configuration.
         """
-        trained = self.trained_settings(settings)
-        pairs = {
-            "image": (trained.image.size, settings.image.size),
-            "vision": (trained.vision, settings.vision),
-            "quantization": (trained.quantization, settings.quantization),
-        }
-        differences = [
-            f"{name}: trained with {theirs}, configured {ours}"
-            for name, (theirs, ours) in pairs.items()
-            if theirs != ours
-        ]
+        differences = self.differences(settings)
         if asks:
             differences = [*self.trained_prompt.differences(settings.prompt), *differences]
         if differences:
@@ -203,6 +199,20 @@ class Adapter:
                 "evaluation, inference.settings_from=adapter in inference; or pin the adapter version that fits: "
                 '--load-versions "adapter:…".'
             )
+
+    def differences(self, settings: Parameters) -> list[str]:
+        """In what picture size, `vision` and quantization differ from those of the training."""
+        trained = self.trained_settings(settings)
+        pairs = {
+            "image": (trained.image.size, settings.image.size),
+            "vision": (trained.vision, settings.vision),
+            "quantization": (trained.quantization, settings.quantization),
+        }
+        return [
+            f"{name}: trained with {theirs}, configured {ours}"
+            for name, (theirs, ours) in pairs.items()
+            if theirs != ours
+        ]
 
     @property
     def keeps_base(self) -> bool:

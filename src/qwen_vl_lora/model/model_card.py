@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +290,43 @@ def _metrics(metrics: Mapping[str, Any], language: Language) -> str:
         points = language("card_points", points=f"{100 * (exact['tuned'] - exact['base']):+.0f}")
         rows.append(f"| {language('card_exact_match')} | {exact['base']:.0%} | {exact['tuned']:.0%} | {points} |")
     head = language(f"card_metrics_head{ranges}", images=metrics["num_images"], tokenizer=metrics["tokenizer"])
-    return "\n".join([head, "", language("card_table"), "|---|---|---|---|", *rows])
+    return "\n".join(
+        [
+            head,
+            "",
+            language("card_table"),
+            "|---|---|---|---|",
+            *rows,
+            *_contenders(metrics, language),
+            *_judged(metrics, language),
+        ]
+    )
+
+
+def _judged(metrics: Mapping[str, Any], language: Language) -> Iterator[str]:
+    """A line for each side that a judge compared with this adapter's captions."""
+    judge = metrics.get("judge", {})
+    for place, (side, found) in enumerate(judge.get("against", {}).items()):
+        if found["tuned_share"] is not None:
+            share, low, high = (f"{value:.0%}" for value in (found["tuned_share"], *found["interval"]))
+            counts = {name: found[name] for name in ("tuned_wins", "ties", "judged")}
+            yield from [] if place else [""]
+            told = language("card_judged", judge=judge["model"], side=side, share=share, low=low, high=high, **counts)
+            yield f"- {told}"
+
+
+def _contenders(metrics: Mapping[str, Any], language: Language) -> Iterator[str]:
+    """Lines of what else captioned the same pictures."""
+    if "contenders" not in metrics:
+        return
+    yield from ("", language("card_contenders"), "", language("card_contenders_table"), "|---|---|---|---|")
+    for name, found in metrics["contenders"].items():
+        interval = {"confidence": metrics["confidence"]["contenders"][name], **found}
+        exact = f"{metrics['exact_match'][name]:.0%}"
+        score, delta = (
+            _value(interval, key, "CIDEr", language, sign) for key, sign in (("scores", ""), ("delta", "+"))
+        )
+        yield f"| {name} | {score} | {exact} | {delta} |"
 
 
 def _value(metrics: Mapping[str, Any], side: str, name: str, language: Language, sign: str = "") -> str:

@@ -94,19 +94,38 @@ def find_parent(named: str | None, workspace: Workspace) -> ParentAdapter | None
     """
     if named is None:
         return None
+    adapter = find_adapter(named, workspace, "init_adapter")
+    return ParentAdapter(place_of(adapter, workspace), adapter)
+
+
+def find_adapter(named: str, workspace: Workspace, key: str) -> Adapter:
+    """The adapter that a parameter names: a directory below the project, or a version of this recipe's `adapter`.
+
+    Args:
+        key: of the parameter, for messages.
+
+    Raises:
+        MissingArtifactError: with the versions that exist.
+        AdapterError: if loading its files could run code.
+    """
     project, versions = workspace.project, workspace.adapters
     places = [project / named, versions / named / "adapter"]
     path = next((place for place in places if place.is_dir()), None)
     if path is None:
         there = ", ".join(sorted((place.parent.name for place in versions.glob("*/adapter")), reverse=True)) or "none"
         raise MissingArtifactError(
-            f"init_adapter names {named!r}, which is neither a directory nor a version of {versions} "
-            f"(versions found: {there}). Give one of them, or null to start anew."
+            f"{key} names {named!r}, which is neither a directory nor a version of {versions} "
+            f"(versions found: {there}). Give one of them{', or null to start anew' if key == 'init_adapter' else ''}."
         )
     adapter = Adapter(path)
     adapter.check_files()
-    inside = path.resolve().is_relative_to(project.resolve())
-    return ParentAdapter(str(path.resolve().relative_to(project.resolve()) if inside else path), adapter)
+    return adapter
+
+
+def place_of(adapter: Adapter, workspace: Workspace) -> str:
+    """Its directory in a record: relative to the project if it is inside."""
+    path, project = adapter.path.resolve(), workspace.project.resolve()
+    return str(path.relative_to(project) if path.is_relative_to(project) else adapter.path)
 
 
 def _shape(lora: dict[str, Any]) -> dict[str, Any]:

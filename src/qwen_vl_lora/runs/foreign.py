@@ -37,7 +37,16 @@ PATH_KEYS = frozenset({"filepath", "path", "model", "feature_store", "image_fold
 _MAX_DEPTH = 50
 _KEY_FILE = Path(REPORTING, ".seal_key")
 _INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
-_PATH_PARAMETERS = ("base_model", "captions_file", "image_folder", "init_adapter", "inference.images", "resume")
+_CLIP = "evaluation.clip_score"
+_PATH_PARAMETERS = (
+    "base_model",
+    "captions_file",
+    "image_folder",
+    "init_adapter",
+    "inference.images",
+    _CLIP,
+    "resume",
+)
 _NO_PATHS = {"resume": ("auto", "never")}
 _OPENINGS = (
     "image.allow_urls",
@@ -46,11 +55,12 @@ _OPENINGS = (
     "image.more_formats",
     "cluster.address",
     "inference.server.address",
+    "evaluation.judge.address",
     "inference.output.sidecars",
     "inference.output.jsonl",
     "inference.output.parquet",
 )
-"""Parameters that fetch pictures, read further files and formats, write files, or send the work to other machines."""
+"""Parameters that fetch pictures or models, read further files and formats, write files, or send work to others."""
 
 _CATALOG_OPENINGS = frozenset({"trust_remote_code", "image_hosts"})
 _HUB_NAME = re.compile(r"((hf|ms):)?[\w.-]+/[\w.-]+(@.+)?")
@@ -192,6 +202,9 @@ def paths_of(parameters: Mapping[str, Any], catalog: Mapping[str, Any]) -> dict[
         value = value_at(parameters, key)
         if isinstance(value, str) and value not in _NO_PATHS.get(key, ()):
             found[key] = value
+    for keys, value in leaves(value_at(parameters, "evaluation.contenders") or []):
+        if keys[-1:] in (("adapter",), ("model",)) and len(keys) == 2 and isinstance(value, str):
+            found[f"evaluation.contenders.{_dotted(keys)}"] = value
     for name in sorted(READ_ONLY_ENTRIES & catalog.keys()):
         for keys, value in leaves(catalog[name]):
             if PATH_KEYS.intersection(keys) and isinstance(value, str):
@@ -208,7 +221,8 @@ def openings_of(
         more: further parameters, each with a function that tells whether a value opens anything.
     """
     found = []
-    for key, opens in {**dict.fromkeys(_OPENINGS, _opens), **more}.items():
+    usual = {**dict.fromkeys(_OPENINGS, _opens), "evaluation.contenders": _asks_servers, _CLIP: _is_of_a_hub}
+    for key, opens in {**usual, **more}.items():
         value, ours = value_at(parameters, key), value_at(own, key)
         if isinstance(value, list) and isinstance(ours, list):
             value = [part for part in value if part not in ours]
@@ -219,6 +233,15 @@ def openings_of(
 
 def _opens(value: Any) -> bool:
     return value not in (None, False, [], 1) or value is True
+
+
+def _is_of_a_hub(named: Any) -> bool:
+    return isinstance(named, str) and named.startswith(("hf:", "ms:"))
+
+
+def _asks_servers(contenders: Any) -> bool:
+    listed = contenders if isinstance(contenders, list) else []
+    return any(isinstance(contender, Mapping) and contender.get("server") is not None for contender in listed)
 
 
 def catalog_openings(catalog: Mapping[str, Any], own_entries: Sequence[Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Selects what may be removed: old versions, checkpoints and stored features that no kept run needs.
+"""Selects what may be removed: old versions, checkpoints, stored features and captions that no kept run needs.
 
 The selection uses the run records. A version that no record names is kept.
 """
@@ -97,6 +97,7 @@ def plan_removals(
     removals += _tokenised(places["workspace"], kept_records)
     removals += _checkpoints(places["workspace"])
     removals += _killed_export(places["workspace"])
+    removals += _captions(places["workspace"], kept_records)
     removals += _killed_saves(project, recipe, places)
     return removals
 
@@ -279,6 +280,15 @@ def _killed_export(workspace: Path) -> Iterator[Removal]:
     """The model of an export that was ended before it was published: as large as the base."""
     for model in sorted((workspace / "export").glob("*")):
         yield Removal(model, "left by an export that was ended", size(model))
+
+
+def _captions(workspace: Path, kept_records: Sequence[Record]) -> Iterator[Removal]:
+    """Kept captions of held-out pictures that no kept run used. They are made again whenever they are missing."""
+    sides = [side for record in kept_records for side in record.facts.get("captions", {}).values()]
+    used = {side["key"] for side in sides}
+    for file in sorted((workspace / "evaluation").glob("*.jsonl")):
+        if file.stem not in used:
+            yield Removal(file, "captions of held-out pictures that no kept run used", size(file))
 
 
 def _killed_saves(project: Path, recipe: str, places: Places) -> Iterator[Removal]:

@@ -61,6 +61,13 @@ class Datasets(_Facts):
     written: dict[str, WrittenFacts]
 
 
+class CaptionsFacts(_Facts):
+    """Captions of one side of an evaluation: where they are kept, and how many of them were there before."""
+
+    key: Name
+    taken: Number = 0
+
+
 class RecordFacts(_Facts):
     """The content of `record.json`."""
 
@@ -86,6 +93,7 @@ class RecordFacts(_Facts):
     free_inputs: dict[str, Name] = {}
     made_from: list[dict[str, Any]] = []
     results: dict[str, dict[str, Any]] = {}
+    captions: dict[str, CaptionsFacts] = {}
     packages: dict[str, str] = {}
     git: dict[str, Any] | None = None
 

@@ -170,6 +170,12 @@ def _records_below(reporting: Path) -> list[Record]:
     return [record for _, record in sorted(keyed, key=lambda pair: pair[0])]
 
 
+def is_replay(run: Run | None, project: Path) -> bool:
+    """Whether a run repeats a recorded one: its configuration lies beside that one's record."""
+    source = None if run is None else run.facts.get("configuration")
+    return source is not None and (project / source).with_name(RECORD_FILE).is_file()
+
+
 def find_record(project: Path, run: str, serves: Callable[[Record], bool] = lambda _: True) -> Record:
     """Find a run by its id, by its folder, or as `latest`.
 

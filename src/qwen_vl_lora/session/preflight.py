@@ -64,6 +64,10 @@ def check_run(pipeline: Pipeline, catalog: CatalogProtocol, settings: Parameters
             _check_adapter(catalog, settings)
             _check_rows(catalog, inputs, settings)
         _check_memory(catalog, inputs, settings)
+    if "predictions" in pipeline.all_outputs() and settings.evaluation.contenders:
+        _check_contenders(catalog, settings)
+    if "caption_metrics" in pipeline.all_outputs() and settings.evaluation.clip_score is not None:
+        _check_clip(catalog, settings.evaluation.clip_score)
     if (computes or SOURCE in inputs) and settings.cluster.address is not None:
         _check_cluster(catalog, settings, inputs)
     for name in remote:
@@ -144,6 +148,26 @@ def _check_adapter(catalog: CatalogProtocol, settings: Parameters) -> None:
     from qwen_vl_lora.model.lora import check_lora
 
     check_lora(catalog["base_model"].load(), settings.lora, settings.vision, quantized=settings.is_quantized)
+
+
+def _check_contenders(catalog: CatalogProtocol, settings: Parameters) -> None:
+    """Check that contenders are there, and that adapters fit the base if it is local."""
+    from qwen_vl_lora.evaluation.contenders import find_contenders, find_places
+
+    base, workspace = catalog["base_model"], catalog["workspace"].places()
+    if base.exists():
+        find_contenders(settings.evaluation.contenders, base.load(), workspace, settings)
+    else:
+        find_places(settings.evaluation.contenders, workspace)
+
+
+def _check_clip(catalog: CatalogProtocol, named: str) -> None:
+    """Check that the CLIP of CLIPScore is there, or can be downloaded."""
+    from qwen_vl_lora.evaluation.clip_score import find_clip
+
+    place = find_clip(named, catalog["workspace"].places().project)
+    if not isinstance(place, Path):
+        place.check()
 
 
 def _check_cluster(catalog: CatalogProtocol, settings: Parameters, inputs: set[str]) -> None:

@@ -20,6 +20,7 @@ def create_pipeline() -> Pipeline:
                     "images",
                     "image_features",
                     "test_conversations",
+                    "workspace",
                     "params:settings",
                 ],
                 outputs="predictions",
@@ -27,7 +28,7 @@ def create_pipeline() -> Pipeline:
             ),
             described_node(
                 score_captions,
-                inputs=["predictions", "params:scoring"],
+                inputs=["predictions", "images", "workspace", "params:settings"],
                 outputs=["caption_metrics", "caption_scores"],
             ),
             described_node(
