@@ -136,7 +136,8 @@ class Box:
         module = "benchmarks.tutorial" if side == "baseline" else "benchmarks.gpu_box.tasks"
         run = self._run(job, module, "train", scratch or side, changes, check=True)
         run["adapter"] = str(Path(run["adapter"]).relative_to(self.work))
-        return {**run, **utilization(job, run, self.peak_tflops), "peak_used_mb": peak(run)}
+        memory = {"peak_used_mb": peak(run), "planned_mb": run["check"].get("planned_mb")}
+        return {**run, **utilization(job, run, self.peak_tflops), **memory}
 
     def judge(self, name: str, both: tuple[str, ...]) -> Record:
         """Whether both sides did the same work, and the ratios of their figures."""

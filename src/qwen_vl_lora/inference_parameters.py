@@ -58,6 +58,19 @@ class ServerParameters(ChatServerParameters):
     image_tokens: Literal["check", "ignore"] = Field(
         default="check", description="check refuses a server whose prompts have another length than in training"
     )
+    pictures: Literal["data", "file"] = Field(
+        default="data", description="data: inside the request. file: by file:// path, for a server that reads this disk"
+    )
+
+    @model_validator(mode="after")
+    def _disk_is_shared(self) -> Self:
+        for address in self.addresses if self.pictures == "file" else ():
+            if not is_loopback(urlsplit(address).hostname or ""):
+                raise ValueError(
+                    f"pictures: `file` is for a server on this machine, which reads its disk; got {address}. Set "
+                    f"{self.block}.pictures: data"
+                )
+        return self
 
 
 def _check_address(address: str, server: ChatServerParameters) -> None:

@@ -37,7 +37,7 @@ def test_without_a_file_the_catalog_loads_and_reading_says_what_to_give(filepath
     dataset = from_catalog(type=f"{SOURCES}.CaptionsFileDataset", filepath=filepath)
     assert not dataset.exists()
     assert "filepath" in repr(dataset) or str(dataset)
-    with pytest.raises(DatasetError, match=r'--params "captions_file=path/to/captions\.csv"'):
+    with pytest.raises(DatasetError, match=r"--params captions_file=path/to/captions\.csv"):
         dataset.load()
 
 

@@ -175,6 +175,8 @@ def test_contenders_are_scored_as_base_is_and_change_no_figure_of_the_others(
     assert ranges["better"]["delta"]["CIDEr"][1] < 0 < better["scores"]["CIDEr"]
     assert metrics.pop("exact_match") == {**plain.pop("exact_match"), "twin": 0.0, "better": 1.0}
     assert metrics.pop("cut_captions") == {**plain.pop("cut_captions"), "twin": 0, "better": 0}
+    assert metrics.pop("words") == {**plain.pop("words"), "twin": 2.0, "better": 4.0}
+    assert metrics.pop("loops") == {**plain.pop("loops"), "twin": 0, "better": 0}
     assert metrics == plain
     assert columns[scores.columns].equals(scores)
     assert list(columns.columns[len(scores.columns) :]) == [

@@ -48,7 +48,7 @@ def test_contenders_are_read_and_a_missing_caption_of_theirs_is_named() -> None:
     assert item.contenders == {"older": ("a <b>cat</b>", False)}
     assert empty.contenders["older"].caption == ""
     assert (item.written("base").cut, item.written("older").caption) == (True, "a <b>cat</b>")
-    with pytest.raises(DataFormatError, match="older_caption must be a text; got None"):
+    with pytest.raises(DataFormatError, match="older_caption must be a text; got nan"):
         read_predictions(table.assign(older_caption=[None, "", "x"]))
 
 

@@ -458,7 +458,7 @@ def test_axe_finds_nothing(make_run: MakeRun, tmp_path: Path, count: int, langua
     runs = [make_run(name=f"run {number}", curve=curve) for number in range(count)]
     file.write_text(render_report(runs, open_image, language), encoding="utf-8")
     with open_page(tmp_path / "profile") as page:
-        assert findings_of_axe(page, file) == []
+        assert findings_of_axe(page, file.as_uri()) == []
 
 
 def test_pictures_of_two_recipes_are_the_same_pictures(make_run: MakeRun) -> None:

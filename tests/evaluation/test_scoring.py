@@ -15,7 +15,7 @@ from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.parameters import validate_parameters
 
 LONG = "a very long caption of a dog that runs"
-ROWS = [(["a dog"], "a chatty answer", "a dog"), (["a cat"], "a chatty answer", LONG), (["a cow"], "", "a cow")]
+ROWS = [(["a dog"], "an owl", "a dog"), (["a cat"], "an owl", LONG), (["a cow"], "", "a cow")]
 
 
 @pytest.fixture

@@ -3,6 +3,9 @@
 import base64
 import io
 import json
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import pandas as pd
@@ -14,7 +17,7 @@ from conftest import PROJECT
 from evaluation.servers import FaultyServer, Reply
 from qwen_vl_lora.evaluation.inference import CaptionNotes, caption_gathered
 from qwen_vl_lora.evaluation.served import ServedCaptioner, decoding_fields
-from qwen_vl_lora.exceptions import ServerError
+from qwen_vl_lora.exceptions import ParameterError, ServerError
 from qwen_vl_lora.inference_parameters import SamplingParameters
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.model.chat import ChatEncoder
@@ -78,6 +81,36 @@ def test_prompt_and_picture_are_those_of_the_model_in_this_process(base, paramet
         "temperature": 0.0,
         "repetition_penalty": 1.0,
     }
+
+
+def test_a_server_that_reads_this_disk_gets_paths_of_files_that_are_there_until_it_has_answered(
+    base, parameters, album
+):
+    read = {}
+
+    def reply(body):
+        url = body["messages"][-1]["content"][0]["image_url"]["url"]
+        place = Path(url2pathname(urlsplit(url).path))
+        read[place] = place.read_bytes()
+        return Reply() if len(read) > 1 else Reply(status=503)
+
+    with FaultyServer(reply) as server:
+        told = {"address": server.address, "image_tokens": "ignore", "requests": 2}
+        captioner = ServedCaptioner(base, None, parameters({**told, "pictures": "file"}))
+        gathered = gather_pictures([album], captioner.settings.image, recursive=False)
+        captions = captioner.caption(gathered.images, gathered.usable)
+    assert [caption.text for caption in captions] == ["a dog"] * 5
+    assert len(read) == 5
+    assert not any(place.parents[1].exists() for place in read)
+    sizer = ChatEncoder(base.load_processor(), captioner.settings.image, gathered.images).sizer
+    for place, data in read.items():
+        with Image.open(io.BytesIO(data)) as sent:
+            assert np.array_equal(sent, sizer.resize(gathered.images.open(place.stem)))
+
+
+def test_paths_of_files_are_for_a_server_on_this_machine(parameters):
+    with pytest.raises(ParameterError, match="pictures: `file` is for a server on this machine.*https://example.org"):
+        parameters({"address": "https://example.org/v1", "pictures": "file"})
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from kedro.validation.type_extractor import TypeExtractor
 from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.parameters import (
     CaptionsParameters,
+    ClusterParameters,
     ImageParameters,
     Parameters,
     PromptParameters,
@@ -184,4 +185,5 @@ def test_parameters_arrive_typed():
         "quarantine": QuarantineParameters,
         "prompt": PromptParameters,
         "split": SplitParameters,
+        "cluster": ClusterParameters,
     }

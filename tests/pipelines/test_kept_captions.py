@@ -15,7 +15,7 @@ FOLDER = "data/09_workspace/tiny/evaluation"
 @pytest.fixture
 def batches(monkeypatch):
     """Sizes of the batches that are decoded. `fail_after` of them are decoded before the process is killed."""
-    decode, decoded = comparison.write_batch, []
+    decode, decoded = comparison.write_captions, []
 
     def count(model, processor, prompts, *others):
         if len(decoded) == count.fail_after:
@@ -24,7 +24,7 @@ def batches(monkeypatch):
         return decode(model, processor, prompts, *others)
 
     count.fail_after = None
-    monkeypatch.setattr(comparison, "write_batch", count)
+    monkeypatch.setattr(comparison, "write_captions", count)
     return decoded, count
 
 

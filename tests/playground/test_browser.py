@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import time
 from urllib.parse import urlsplit
 
@@ -12,7 +13,7 @@ import pytest
 from playground.conftest import playground_server
 from qwen_vl_lora.samples.places import open_place
 from samples.pictures import jpeg
-from viz.browser import needs_chromium, open_page
+from viz.browser import findings_of_axe, needs_chromium, open_page
 
 pytest.importorskip("gradio")
 pytest.importorskip("websockets")
@@ -142,6 +143,12 @@ def test_keyboard_alone_is_enough_on_a_desk_and_a_phone_light_and_dark(project, 
             page.open("about:blank")
             page.wait_for("location.href == 'about:blank'")
             page.errors.clear()  # of the streams that leaving the page ends
+
+
+@pytest.mark.skipif("AXE_CORE" not in os.environ, reason="AXE_CORE names no axe.min.js (from `npm pack axe-core`)")
+def test_axe_finds_nothing(project, tmp_path):
+    with playground_server(project) as url, open_page(tmp_path / "b") as page:
+        assert findings_of_axe(page, url, READY) == []
 
 
 def tab_to(page, name):

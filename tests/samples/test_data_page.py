@@ -174,4 +174,4 @@ def test_axe_finds_nothing(tmp_path):
     file = tmp_path / "data_page.html"
     file.write_text(html, encoding="utf-8")
     with open_page(tmp_path / "profile") as page:
-        assert findings_of_axe(page, file) == []
+        assert findings_of_axe(page, file.as_uri()) == []

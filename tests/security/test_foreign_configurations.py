@@ -362,6 +362,14 @@ def test_a_data_set_on_a_hub_that_a_stranger_names_is_shown_and_needs_a_word(pro
         check(project, folder, trust=True)
 
 
+def test_captions_on_s3_that_a_stranger_names_are_shown_and_need_a_word(project, stranger):
+    folder = stranger(parameters={"captions_file": "s3://somebody/data.csv"})
+    said = refused(project, folder)
+    assert "captions_file: s3://somebody/data.csv" in said
+    assert "Add --trust" in said
+    check(project, folder, trust=True)
+
+
 def test_what_opens_needs_no_word_where_the_user_wrote_it_and_none_twice(project, stranger):
     folder = stranger(parameters=OPENINGS)
     typed = tree_of(OPENINGS)

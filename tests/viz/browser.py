@@ -159,14 +159,18 @@ def open_page(profile: Path) -> Iterator[Page]:
         browser.wait(timeout=20)
 
 
-def findings_of_axe(page: Page, file: Path) -> list[str]:
-    """What axe-core, whose path is in AXE_CORE, finds wrong with a page: on a desk and a phone, light and dark."""
+def findings_of_axe(page: Page, address: str, ready: str = "document.readyState == 'complete'") -> list[str]:
+    """What axe-core, whose path is in AXE_CORE, finds wrong with a page: on a desk and a phone, light and dark.
+
+    Args:
+        ready: an expression that is true once the page is there.
+    """
     script = Path(os.environ["AXE_CORE"]).read_text(encoding="utf-8")
     found = []
     for width, scheme in ((1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")):
         page.prefer(scheme)
-        page.open(file.as_uri(), width=width)
-        page.wait_for("document.readyState == 'complete'")
+        page.open(address, width=width)
+        page.wait_for(ready)
         page.js(f"{script}; 0")
         told = "axe.run().then(result => result.violations.map(one => one.id + ' ' + one.nodes[0].target))"
         found += [f"{width} {scheme}: {finding}" for finding in page.js(told)]

@@ -10,7 +10,11 @@ import functools
 import io
 import json
 import logging
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -35,11 +39,13 @@ class _Asked(NamedTuple):
 
     Attributes:
         tokens, image_tokens: of its prompt, as in training.
+        folder: of its pictures, where the server reads them from the disk.
     """
 
     name: Any
     tokens: int
     image_tokens: int
+    folder: Path | None
 
 
 class ServedCaptioner:
@@ -128,16 +134,19 @@ class ServedCaptioner:
         encoder = ChatEncoder(self._processor, self.settings.image, images)
         most_tokens = self.settings.generation.max_new_tokens
 
-        def questions() -> Iterator[tuple[_Asked, Callable[[], bytes]]]:
-            for name, conversation in asked:
+        def questions(root: Path | None) -> Iterator[tuple[_Asked, Callable[[], bytes]]]:
+            for number, (name, conversation) in enumerate(asked):
                 prompt = encoder.encode_prompt(conversation)
-                body = functools.partial(self._body, encoder, conversation, self._seed(prompt.images))
-                yield _Asked(name, len(prompt.ids), int(prompt.is_image.sum())), body
+                folder = None if root is None else root / str(number)
+                body = functools.partial(self._body, encoder, conversation, self._seed(prompt.images), folder)
+                yield _Asked(name, len(prompt.ids), int(prompt.is_image.sum()), folder), body
 
-        with connected(self._server) as servers:
-            for results in servers.answers(questions(), self.served, most_tokens, known):
+        with connected(self._server) as servers, self._folder() as root:
+            for results in servers.answers(questions(root), self.served, most_tokens, known):
                 captions: dict[Any, Caption] = {}
                 for question, answer in results:
+                    if question.folder is not None:
+                        shutil.rmtree(question.folder, ignore_errors=True)
                     if isinstance(answer, NotAnsweredError):
                         captions[question.name] = Caption("", False, f"not_captioned: {answer}")
                     else:
@@ -145,12 +154,23 @@ class ServedCaptioner:
                         captions[question.name] = Caption(answer.text, answer.finish == "length")
                 yield captions
 
+    @contextmanager
+    def _folder(self) -> Iterator[Path | None]:
+        """The folder of pictures that the server reads from the disk: those of questions under way."""
+        if self._server.pictures == "data":
+            yield None
+            return
+        with tempfile.TemporaryDirectory(prefix="qwen-vl-lora-pictures-") as folder:
+            yield Path(folder)
+
     def _seed(self, images: Sequence[str]) -> dict[str, int]:
         return {"seed": seed_of(self._sampling, images)} if self._sampling.temperature else {}
 
-    def _body(self, encoder: ChatEncoder, conversation: Conversation, seed: dict[str, int]) -> bytes:
+    def _body(
+        self, encoder: ChatEncoder, conversation: Conversation, seed: dict[str, int], folder: Path | None = None
+    ) -> bytes:
         messages = [
-            {"role": role, "content": [_part(encoder, part) for part in parts]}
+            {"role": role, "content": [_part(encoder, part, folder) for part in parts]}
             if any(isinstance(part, ImagePart) for part in parts)
             else {"role": role, "content": "".join(part.text for part in parts if isinstance(part, TextPart))}
             for role, parts in _question(conversation).turns
@@ -214,21 +234,25 @@ def _question(conversation: Conversation) -> Conversation:
     return Conversation(conversation.id, conversation.turns[:-1] if role == "assistant" else conversation.turns)
 
 
-def _part(encoder: ChatEncoder, part: TextPart | ImagePart) -> Mapping[str, Any]:
+def _part(encoder: ChatEncoder, part: TextPart | ImagePart, folder: Path | None) -> Mapping[str, Any]:
     """A part of a message. Pictures are upright, RGB, lossless, and have the model's size."""
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
-    return picture_part(encoder.sizer.resize(encoder.images.open(encoder.images.by_path(part.path).sha256)))
+    sha256 = encoder.images.by_path(part.path).sha256
+    return picture_part(encoder.sizer.resize(encoder.images.open(sha256)), folder and folder / f"{sha256}.png")
 
 
-def picture_part(picture: Image.Image) -> Mapping[str, Any]:
-    """A picture in a message, lossless."""
-    file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1)
-    return {
-        "type": "image_url",
-        "image_url": {"url": f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"},
-    }
+def picture_part(picture: Image.Image, file: Path | None = None) -> Mapping[str, Any]:
+    """A picture in a message, lossless: inside of it, or in a file that it names."""
+    written = io.BytesIO()
+    picture.save(written, "PNG", compress_level=1)
+    if file is None:
+        address = f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
+    else:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(written.getvalue())
+        address = file.as_uri()
+    return {"type": "image_url", "image_url": {"url": address}}
 
 
 def _bounded(says: Mapping[str, Any]) -> dict[str, Any]:

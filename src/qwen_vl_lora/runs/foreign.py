@@ -270,9 +270,9 @@ def fetched_base(parameters: Mapping[str, Any], catalog: Mapping[str, Any], proj
 
 
 def fetched_data(parameters: Mapping[str, Any], catalog: Mapping[str, Any]) -> list[str]:
-    """Return data sets that would be downloaded from a hub."""
+    """Return data sets that would be downloaded from a hub or from S3."""
     values = [value_at(parameters, "captions_file"), *(value for _, value in leaves(catalog.get(SOURCE_ENTRY, {})))]
-    named = {value for value in values if isinstance(value, str) and value.startswith(("hf:", "ms:"))}
+    named = {value for value in values if isinstance(value, str) and value.startswith(("hf:", "ms:", "s3:"))}
     return [f"captions_file: {value}" for value in sorted(named)]
 
 
