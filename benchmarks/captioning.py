@@ -42,6 +42,7 @@ def caption(folder: Path, adapter: Path | None, threads: int) -> Record:
     import torch
     import yaml
 
+    import qwen_vl_lora
     from qwen_vl_lora.evaluation.inference import Captioner
     from qwen_vl_lora.model.adapter import Adapter
     from qwen_vl_lora.model.base_model import BaseModel
@@ -49,7 +50,10 @@ def caption(folder: Path, adapter: Path | None, threads: int) -> Record:
     from qwen_vl_lora.samples.named_pictures import gather_pictures
 
     torch.set_num_threads(threads)
-    settings = Parameters.model_validate(yaml.safe_load((PROJECT / "conf/base/parameters.yml").read_text("utf-8")))
+    own = (
+        Path(qwen_vl_lora.__file__).parents[2] / "conf" / "base" / "parameters.yml"
+    )  # another checkout lacks some keys
+    settings = Parameters.model_validate(yaml.safe_load(own.read_text("utf-8")))
     gathered = gather_pictures([folder], settings.image, recursive=False)
     captioner = Captioner(BaseModel("tiny", BASE), adapter and Adapter(adapter), settings)
     first, *others = gathered.usable
