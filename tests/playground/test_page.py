@@ -55,7 +55,7 @@ def test_base_and_adapters_are_written_side_by_side_with_the_words_that_differ(p
     *streamed, last = page.write(picture, "one", "two", *fields(page, "one"))
     captions, fault, correction, command, _ = last
     assert len(streamed) >= 3
-    assert "<article><h3>Base</h3><p>" in streamed[0][0]
+    assert "<article><h2>Base</h2><p>" in streamed[0][0]
     assert captions.count("<article>") == 3
     assert "one &lt;first&gt;" in captions
     assert "<mark>" in captions

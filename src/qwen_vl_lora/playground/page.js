@@ -12,3 +12,8 @@ function take(event, files) {
 document.addEventListener("paste", event => take(event, event.clipboardData?.files));
 document.addEventListener("dragover", event => event.target.closest?.("#picture") && event.preventDefault());
 document.addEventListener("drop", event => event.target.closest?.("#picture") && take(event, event.dataTransfer?.files));
+// Gradio labels its upload button with other words than those that stand on it.
+new MutationObserver(() => {
+  for (const button of document.querySelectorAll("#picture button[aria-label]"))
+    if (button.innerText.trim()) button.removeAttribute("aria-label");
+}).observe(document.body, {childList: true, subtree: true});

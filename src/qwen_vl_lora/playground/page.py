@@ -373,7 +373,7 @@ def _note(written: Written) -> str:
 
 def _articles(sides: Sequence[tuple[str, str | list[Piece], str]]) -> str:
     shown = "".join(
-        f"<article><h3>{html.escape(heading)}</h3><p>{_marked(text)}</p><small>{html.escape(note)}</small></article>"
+        f"<article><h2>{html.escape(heading)}</h2><p>{_marked(text)}</p><small>{html.escape(note)}</small></article>"
         for heading, text, note in sides
     )
     return f"<div class='captions'>{shown}</div>"
