@@ -165,7 +165,7 @@ def test_loss_and_gradients_are_those_of_plain_transformers_from_pixels(setting,
     assert len(ours) == 2 * sum(count for count, _, _ in project.layers.values())
     assert norm(ours[name] - theirs[name] for name in theirs) <= 1e-5 * norm(theirs.values())
     # Linear attention computes in blocks of 64 tokens from the left, so padding changes how its decays are rounded.
-    tolerance = 1e-5 if family in SHARING else 2e-4
+    tolerance = 1e-5 if family in SHARING else 1e-4
     for name, gradient in theirs.items():
         assert gradient.norm() > 0, name
         assert (ours[name] - gradient).norm() <= tolerance * gradient.norm(), name
