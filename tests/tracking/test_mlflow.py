@@ -13,6 +13,7 @@ import pytest
 
 from qwen_vl_lora.exceptions import ParameterError
 from qwen_vl_lora.parameters import MLflowParameters
+from qwen_vl_lora.tracking import mlflow
 from qwen_vl_lora.tracking import tracker as tracking
 from qwen_vl_lora.tracking.mlflow import MLflowTracker
 from tracking.mlflow_server import Door, MLflowServer, free_port
@@ -69,6 +70,13 @@ def make_tracker(monkeypatch, request, tmp_path):
         tracker.end("interrupted")
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """The end of a run waits long enough for a busy machine."""
+    monkeypatch.setattr(mlflow, "END_SECONDS", 90)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+
+
 def name_of(request):
     return request.node.originalname
 
@@ -78,11 +86,11 @@ def warnings(caplog):
 
 
 def end(tracker, error=None):
-    """The end of a run that was evaluated, in time."""
+    """The end of a run that was evaluated. Returns its seconds."""
     began = time.monotonic()
     tracker.log_evaluation(METRICS, pictures)
     tracker.end("failed" if error else "finished", error)
-    assert time.monotonic() - began < 15
+    return time.monotonic() - began
 
 
 def values(run, kind):
@@ -91,7 +99,7 @@ def values(run, kind):
 
 @needs_mlflow
 def test_a_training_and_what_resumes_it_are_one_run_with_everything_and_no_secret(
-    make_tracker, server, door, request, tmp_path, caplog
+    make_tracker, server, door, request, tmp_path, caplog, patient
 ):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
@@ -140,7 +148,7 @@ def test_a_server_that_is_no_use_costs_one_line_and_no_time(make_tracker, monkey
         train(tracker)
         tracker.log_adapter(Path("adapter"))
         assert time.monotonic() - began < 3
-        end(tracker)
+        assert end(tracker) < 15
     finally:
         door.close()
     (said,) = warnings(caplog)
@@ -151,7 +159,9 @@ def test_a_server_that_is_no_use_costs_one_line_and_no_time(make_tracker, monkey
 
 @needs_mlflow
 @pytest.mark.slow
-def test_what_a_server_misses_while_it_is_away_is_sent_when_it_is_back(make_tracker, server, door, request, caplog):
+def test_what_a_server_misses_while_it_is_away_is_sent_when_it_is_back(
+    make_tracker, server, door, request, caplog, patient
+):
     tracker = make_tracker(door.address)
     train(tracker, range(1, 7))
     wait_for(lambda: any(b"train/loss" in line for line in door.received))
@@ -176,7 +186,7 @@ def test_an_adapter_that_cannot_be_sent_in_time_is_named_with_the_command(make_t
     tracker = make_tracker(door.address)
     train(tracker)
     tracker.log_adapter(adapter)
-    end(tracker)
+    assert end(tracker) < 15
     (said,) = warnings(caplog)
     assert f"MLFLOW_TRACKING_URI={door.address} mlflow artifacts log-artifacts --run-id " in said
     assert "--artifact-path adapter --local-dir adapter" in said
@@ -197,7 +207,6 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @needs_mlflow
-@pytest.mark.slow
 def test_a_killed_run_keeps_what_it_logged_and_is_marked(server, request, tmp_path):
     program = PROCESS.format(tests=str(Path(__file__).parents[1]), address=server.address, name=name_of(request))
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=60, check=False)

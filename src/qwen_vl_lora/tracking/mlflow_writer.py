@@ -14,13 +14,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
 from qwen_vl_lora.tracking import writer
@@ -158,7 +159,7 @@ def main() -> int:
     except Exception as error:
         writer.answer(answers, trouble=f"MLflow cannot be imported: {writer.told(error)}")
         return 1
-    _Writing(answers).follow(writer.messages())
+    _Writing(answers).follow(itertools.chain(writer.messages(), [CUT_OFF]))
     return 0
 
 
@@ -173,7 +174,7 @@ class _Writing:
         self._artifacts: list[subprocess.Popen[bytes]] = []
         self._next_try = 0.0
 
-    def follow(self, messages: Iterator[dict[str, Any]]) -> None:
+    def follow(self, messages: Iterable[dict[str, Any]]) -> None:
         """Send what the messages say, until the one that ends the run."""
         for message in messages:
             self._note(message)
