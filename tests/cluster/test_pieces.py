@@ -18,7 +18,8 @@ def done_by(folder):
 @pytest.mark.parametrize("processes", [1, 3])
 def test_every_piece_is_done_once_and_told_with_its_number(tmp_path, mark, processes, caplog):
     with caplog.at_level("INFO"):
-        results = dict(in_pieces(Squares(tmp_path), iter(range(5, 25)), cluster(processes=processes), CPU))
+        squares = Squares(tmp_path, together=processes)
+        results = dict(in_pieces(squares, iter(range(5, 25)), cluster(processes=processes), CPU))
     assert results == {number: (5 + number) ** 2 for number in range(20)}
     done = done_by(tmp_path)
     assert len(done) == processes

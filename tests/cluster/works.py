@@ -69,13 +69,20 @@ def wait(sign, on_row):
 
 
 class Squares:
-    """Pieces of work: squares, with a fault at some numbers, once for each file that it makes in the folder."""
+    """Pieces of work: squares, with a fault at some numbers, once for each file that it makes in the folder.
 
-    def __init__(self, folder: Path, faults=None) -> None:
+    No process ends its first piece before as many have begun one as are to be `together`.
+    """
+
+    def __init__(self, folder: Path, faults=None, together=1) -> None:
         self.folder = folder
         self.faults = faults or {}
+        self.together = together
 
     def __call__(self, number):
+        (self.folder / f"begun by {os.getpid()}").touch()
+        while len(list(self.folder.glob("begun by *"))) < self.together:
+            time.sleep(0.01)
         fault = self.faults.get(number)
         if fault is not None and (fault == "always killed" or not (self.folder / f"{number} failed").exists()):
             (self.folder / f"{number} failed").touch()

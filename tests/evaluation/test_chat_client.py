@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import threading
 import time
 
 import pytest
@@ -195,9 +196,13 @@ def test_a_dated_name_of_the_same_model_is_accepted():
 
 
 def test_as_many_questions_wait_at_each_server_as_the_settings_say():
-    drawn = itertools.count()
+    drawn, three_wait = itertools.count(), threading.Barrier(3)
 
-    with FaultyServer(lambda _: Reply(pause=0.01)) as server:
+    def reply(_):
+        three_wait.wait(timeout=60)
+        return Reply()
+
+    with FaultyServer(reply) as server:
         settings = ServerParameters(address=server.address, requests=3)
         with connected(settings) as there:
             bodies = ((next(drawn), lambda: b'{"number": 0}') for _ in range(60))

@@ -135,7 +135,7 @@ def memory_left(size):
 
 
 def test_a_request_that_needs_too_much_memory_is_told_and_the_next_is_answered(tryout, photo):
-    size = {"resized_height": 3000, "resized_width": 3000, "min_pixels": None, "max_pixels": None}
+    size = {"resized_height": 9000, "resized_width": 9000, "min_pixels": None, "max_pixels": None}
     huge = tryout.asked("one", QUESTION, "", {"image": size})
     with memory_left(200 * 2**20), pytest.raises(Exception, match=r"(?i)alloc|memory") as met:
         written(tryout, "one", photo, huge)

@@ -110,10 +110,10 @@ def test_a_line_break_of_the_text_breaks_the_line_on_the_sheet():
 
 @pytest.mark.parametrize("unit", ["x", "word ", "狗", "a\u0301", "line\n", "\u200d", "\x00"])
 def test_a_text_of_100_000_characters_is_laid_out_at_once(unit):
-    began = time.monotonic()
+    began = time.process_time()
     text, font = choose_lettering(unit * (100_000 // len(unit)), 15)
     assert len(wrap_text(text, font, 300, 7)) <= 7
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 5
 
 
 def test_a_text_can_be_drawn_if_one_font_has_all_its_characters():

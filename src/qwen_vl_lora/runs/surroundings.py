@@ -19,7 +19,8 @@ DISTRIBUTION = "qwen-vl-lora"
 ARITHMETIC = 2
 """Increase it when equal settings, data and libraries give other bits.
 
-1: as transformers computes. 2: other order of operations in the tower and the last layer, equal to about 1e-5.
+1: as transformers computes. 2: other order of operations in the tower, in attention and in the last layer, equal to
+about 1e-5.
 """
 # Not direct requirements, but the results depend on them.
 _BELOW = ("kedro-datasets", "numpy", "pillow", "safetensors", "tokenizers")

@@ -1,7 +1,8 @@
 """From rows to the tensors of one forward pass.
 
-Rows are padded on the left, so that answers end together and logits are computed for the last
-positions alone. Pictures come as stored features, or as pixels when the tower is trained.
+Rows are padded on the right: what follows a token changes nothing for it, in attention and in linear attention, so
+rows without shared prompts need no mask. Logits are computed for the scored positions alone. Pictures come as stored
+features, or as pixels when the tower is trained.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class ForwardPass:
 
     Attributes:
         inputs: keyword arguments of the model; all tensors, or tuples of tensors.
-        source: (2, N) int64; row and position in the kept logits that predict each label.
+        source: (2, N) int64; row and place in the kept logits that predict each label.
         labels: (N,) int64; the scored tokens.
         sample_ids: conversations in it, for messages.
     """
@@ -59,17 +60,16 @@ class RowCollator:
 
     def __call__(self, rows: Sequence[Row]) -> ForwardPass:
         width = max(row.length for row in rows)
-        kept = max(row.length - row.prompt_length for row in rows) + 1
         ids = np.full((len(rows), width), self._pad_id, dtype=np.int64)
         positions = np.zeros((3, len(rows), width), dtype=np.int64)
         sources, labels = [], []
         for number, row in enumerate(rows):
-            left = width - row.length
             flat = _flatten(row, self._merge_size)
-            ids[number, left:], positions[:, number, left:] = flat.ids, flat.positions
-            columns = flat.sources + left - (width - kept)
-            sources.append(np.stack([np.full_like(columns, number), columns]))
+            ids[number, : row.length], positions[:, number, : row.length] = flat.ids, flat.positions
+            sources.append(np.stack([np.full_like(flat.sources, number), flat.sources]))
             labels.append(flat.ids[flat.scored])
+        number_of_row, column = np.concatenate(sources, axis=1)
+        kept, place = np.unique(column, return_inverse=True)
         # Only an answer alone in its row can contain pictures, so the first members have all pictures in reading order.
         pictures = self._pictures([name for row in rows for name in row.members[0].images])
         return ForwardPass(
@@ -77,10 +77,10 @@ class RowCollator:
                 "input_ids": torch.from_numpy(ids),
                 "position_ids": torch.from_numpy(positions),
                 "attention_mask": attention_mask(rows, width),
-                "logits_to_keep": kept,
+                "logits_to_keep": torch.from_numpy(kept),
                 **pictures,
             },
-            source=torch.from_numpy(np.concatenate(sources, axis=1)),
+            source=torch.from_numpy(np.stack([number_of_row, place])),
             labels=torch.from_numpy(np.concatenate(labels)),
             sample_ids=[member.id for row in rows for member in row.members],
         )
@@ -119,16 +119,14 @@ def attention_mask(rows: Sequence[Row], width: int) -> torch.Tensor | None:
     """Which tokens each token attends to.
 
     Returns:
-        None for plain causal attention when nothing is padded or shared, (B, T) where rows are only
-        padded, (B, 1, T, T) bool where a row has several answers, which must not attend to each other.
+        None for plain causal attention, (B, 1, T, T) bool where a row has several answers, which must not attend to
+        each other.
     """
     if all(len(row.members) == 1 for row in rows):
-        if all(row.length == width for row in rows):
-            return None
-        return torch.tensor([[0] * (width - row.length) + [1] * row.length for row in rows])
+        return None
     mask = torch.zeros(len(rows), 1, width, width, dtype=torch.bool)
     for number, row in enumerate(rows):
-        mask[number, 0, width - row.length :, width - row.length :] = _block_mask(row)
+        mask[number, 0, : row.length, : row.length] = _block_mask(row)
     # A padding token without any key would make the softmax NaN.
     return mask | torch.eye(width, dtype=torch.bool)
 

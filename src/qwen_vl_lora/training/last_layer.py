@@ -23,7 +23,9 @@ class LastLayer:
     def __init__(self, base: Any, family: Family) -> None:
         """`base` is the model that the adapter wraps."""
         self._read: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._start = 0
+        """Rows and columns of the positions that are read."""
+        self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
+        """The same among the columns of `logits_to_keep`."""
         self._shape = torch.Size()
         parts = dict(family.language_model_of(base).layers[-1].named_modules())
         for name in _BY_POSITION:
@@ -42,29 +44,27 @@ class LastLayer:
             (N, vocabulary), in the order of `source`.
         """
         some = source if source.numel() else source.new_zeros(2, 1)  # of nothing, some kernels compute nothing at all
-        (rows, columns), place = torch.unique(some, dim=1, return_inverse=True)
-        self._read, self._start = (rows, columns), inputs["input_ids"].shape[1] - inputs["logits_to_keep"]
+        (rows, places), where = torch.unique(some, dim=1, return_inverse=True)
+        self._read, self._kept = (rows, inputs["logits_to_keep"][places]), (rows, places)
         try:
             logits: torch.Tensor = model(**inputs, use_cache=False).logits
         finally:
-            self._read = None
-        return logits[place[: source.shape[1]].to(logits.device)]
+            self._read = self._kept = None
+        return logits[where[: source.shape[1]].to(logits.device)]
 
     def _take(self, _module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """(B, T, width) → (positions that are read, width)."""
         if self._read is None:
             return None
         hidden, *others = inputs
-        rows, columns = self._read
         self._shape = hidden.shape[:2]
-        return hidden[rows, columns + self._start], *others
+        return hidden[self._read], *others
 
     def _put(self, _module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
         """Back to (B, T, width), with zeros where nothing is read."""
         if self._read is None:
             return None
-        rows, columns = self._read
-        return output.new_zeros(*self._shape, output.shape[-1]).index_put((rows, columns + self._start), output)
+        return output.new_zeros(*self._shape, output.shape[-1]).index_put(self._read, output)
 
     def _take_kept(self, _module: Any, inputs: tuple[torch.Tensor]) -> torch.Tensor | None:
         """(B, kept, width) → (positions that are read, width).
@@ -72,4 +72,4 @@ class LastLayer:
         One product for all rows: in half precision on a CPU, torch copies the output layer's weights for each row of a
         batched one.
         """
-        return None if self._read is None else inputs[0][self._read]
+        return None if self._kept is None else inputs[0][self._kept]

@@ -87,7 +87,7 @@ class PassShape:
         scored: tokens of the answers.
         kept: positions whose logits are computed; answers that share a prompt share its last position.
         rows: of the pass.
-        masked: whether rows have several answers or differ in length, which needs a mask.
+        masked: whether a row has several answers, which needs a mask.
     """
 
     tokens: int
@@ -110,7 +110,7 @@ class PassShape:
             tokens=len(rows) * max(lengths),
             scored=scored,
             kept=scored - sum(len(row.members) - 1 for row in rows),
-            masked=len(set(lengths)) > 1 or any(len(row.members) > 1 for row in rows),
+            masked=any(len(row.members) > 1 for row in rows),
             rows=len(rows),
         )
 
