@@ -14,7 +14,7 @@ from benchmarks.gpu_box.flops import utilization
 from benchmarks.gpu_box.ledger import Part, SkippedError, read_lines
 from benchmarks.jobs import Job
 from benchmarks.machine import H200_BF16_TFLOPS
-from benchmarks.measuring import SIDES, Bench, JobError, Record, check_training, peak, run_job
+from benchmarks.measuring import SIDES, UNTRAINED_TOLERANCE, Bench, JobError, Record, check_training, peak, run_job
 from benchmarks.replica import GEOMETRIES
 from benchmarks.workloads import Workload
 
@@ -76,6 +76,7 @@ class Box:
             Part("2b, killed and resumed", 70, self.resume),
             *self._measured("2b", (50, 45, 150, 60)),
             Part("2b, attention", 30, lambda: self.attention("2b")),
+            Part("2b, FlexAttention", 60, self.flex_attention, ("2b, project",)),
             Part("2b, patch embedding", 20, self.patch_embedding),
             *self._measured("7b", (150, 90, 200, 120)),
             Part("7b, attention", 30, lambda: self.attention("7b")),
@@ -141,9 +142,7 @@ class Box:
 
     def judge(self, name: str, both: tuple[str, ...]) -> Record:
         """Whether both sides did the same work, and the ratios of their figures."""
-        counting = (line for line in read_lines(self.file) if (line["state"], line["code"]) == ("done", self.code))
-        found = {line["part"]: line for line in counting}
-        pair = {side: found[part] for side, part in zip(SIDES, both, strict=True)}
+        pair = {side: self._found(part) for side, part in zip(SIDES, both, strict=True)}
         adapters = {side: str(self.work / run["adapter"]) for side, run in pair.items()}
         if not all(Path(path).is_dir() for path in adapters.values()):
             raise SkippedError("the adapters lie on another machine")
@@ -157,6 +156,11 @@ class Box:
         }
         return {**ratios, **check_training(job, pair, verdict)}
 
+    def _found(self, part: str) -> Record:
+        """The figures of a part that is done."""
+        counting = (line for line in read_lines(self.file) if (line["state"], line["code"]) == ("done", self.code))
+        return next(line for line in counting if line["part"] == part)
+
     def attention(self, name: str) -> Record:
         """FlexAttention beside the dense mask, at a job's head geometry."""
         geometry = GEOMETRIES[self.job(name).base]
@@ -164,6 +168,18 @@ class Box:
         width = geometry.hidden // geometry.heads
         task = ("benchmarks.gpu_box.tasks", "attention", f"attention-{name}")
         return self._run(self.few, *task, **heads, head_width=width)
+
+    def flex_attention(self) -> Record:
+        """The headline job with FlexAttention, its first loss beside that with SDPA."""
+        if self.rehearsed:
+            raise SkippedError("torch computes FlexAttention's gradients on GPUs only")
+        with_sdpa = self._found("2b, project")
+        run = self.measure(self.job("2b"), "project", "flex", {"attention": "flex_attention"})
+        first, other = (one["summary"]["first_loss"] for one in (run, with_sdpa))
+        difference, bound = abs(first - other) / other, UNTRAINED_TOLERANCE["bfloat16"]
+        failures = [f"the first losses differ by {difference:.3%}, allowed {bound:.0%}"] if difference > bound else []
+        ratio = round(with_sdpa["train_s"] / run["train_s"], 2)
+        return {**run, "first_loss_difference": difference, "training_ratio": ratio, "failures": failures}
 
     def patch_embedding(self) -> Record:
         """Conv3d beside the product."""

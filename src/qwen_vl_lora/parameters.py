@@ -354,7 +354,7 @@ class Parameters(ParameterGroup):
     rows: Literal["shared", "separate"]
     resume: str = Field(min_length=1, description="auto, never, or the path of a checkpoint")
     device: Literal["auto", "cpu", "cuda"]
-    attention: Literal["sdpa", "flash_attention_2"]
+    attention: Literal["sdpa", "flash_attention_2", "flex_attention"]
     quantization: Literal["nf4", "int8"] | None = Field(description="format of the language model's frozen weights")
     init_adapter: str | None = Field(min_length=1, description="path or version of an adapter to continue training")
     cluster: ClusterParameters
@@ -411,7 +411,7 @@ class Parameters(ParameterGroup):
 
     @model_validator(mode="after")
     def _attention_can_do_what_is_asked(self) -> Self:
-        if self.attention == "sdpa":
+        if self.attention != "flash_attention_2":
             return self
         if self.rows == "shared":
             raise ValueError(

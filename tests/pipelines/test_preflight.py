@@ -85,6 +85,13 @@ def test_captions_that_would_share_a_row_of_recurrent_layers_stop_the_training_b
     assert "encode_images" not in caplog.text
 
 
+def test_flex_attention_on_a_processor_stops_the_training_before_its_first_node(run, caplog):
+    run("data_engineering")
+    with caplog.at_level("INFO"), pytest.raises(DeviceError, match=r"gradients on GPUs only.*Set attention: sdpa"):
+        run("training", attention="flex_attention")
+    assert "encode_images" not in caplog.text
+
+
 @pytest.mark.parametrize(("family", "said"), [("qwen2_vl", 0), ("qwen3_vl", 1)])
 def test_a_size_that_image_tokens_do_not_fill_is_said_once(run, caplog, family, said):
     run("data_engineering")

@@ -21,6 +21,7 @@ from qwen_vl_lora.model.base_files import check_contents, check_tensors, read_se
 from qwen_vl_lora.model.devices import check_attention, usable_dtype
 from qwen_vl_lora.model.families import Family, family_of
 from qwen_vl_lora.model.fingerprints import stored_tensors, vision_sha256, weights_sha256
+from qwen_vl_lora.model.flex_attention import FLEX, register_flex_attention
 from qwen_vl_lora.model.geometry import Geometry
 from qwen_vl_lora.model.tower_outputs import accept_tower_outputs
 from qwen_vl_lora.parameters import Parameters
@@ -245,7 +246,7 @@ class BaseModel:
             dtype: `bfloat16`, `float16` or `float32`.
             device: where to put it.
             quantization: `nf4` or `int8` for the language model's frozen weights.
-            attention: of the language model, by transformers' name; the tower uses SDPA, as in `load_vision_tower`.
+            attention: of the language model; the tower uses SDPA, as in `load_vision_tower`.
 
         Raises:
             BaseModelError: if the files have other tensors than the architecture, or weights that are not finite.
@@ -254,6 +255,8 @@ class BaseModel:
         check_quantization(quantization)
         check_attention(attention)
         _ = self.files  # checks every weight, once
+        if attention == FLEX:
+            attention = register_flex_attention()
         quantized: dict[str, Any] = {}
         if quantization is not None:  # quantized weights are created on their final device
             quantized = {

@@ -90,9 +90,11 @@ def _check_training(settings: Parameters) -> None:
     """Checks that need transformers and torch. A run that only prepares data does not import them."""
     from qwen_vl_lora.cluster.work import size_of
     from qwen_vl_lora.training.arguments import check_arguments
+    from qwen_vl_lora.training.row_mask import check_packing
     from qwen_vl_lora.training.sharding import check_sharding
 
     device = choose_device(settings.device)
+    check_packing(settings.attention, device, None)
     precision = usable_precision(settings.training_args, device)
     check_arguments(settings.model_copy(update={"training_args": precision}))
     if precision.is_sharded:
@@ -194,8 +196,11 @@ def _first_fault(looks: list[Callable[[], str]]) -> str:
 
 
 def _check_rows(catalog: CatalogProtocol, inputs: set[str], settings: Parameters) -> None:
-    """Check that no two stored answers would share a row in a family that cannot separate them."""
+    """Check that no two rows would stand in one line, and no two answers in one row, in a family that mixes them."""
+    from qwen_vl_lora.training.row_mask import check_packing
+
     family = _family(catalog["base_model"])
+    check_packing(settings.attention, choose_device(settings.device), family)
     if family is None or family.shares_rows or settings.rows == "separate" or "train_conversations" not in inputs:
         return
     from qwen_vl_lora.training.rows import shared_rows_error

@@ -1,8 +1,8 @@
 """From rows to the tensors of one forward pass.
 
 Rows are padded on the right: what follows a token changes nothing for it, in attention and in linear attention, so
-rows without shared prompts need no mask. Logits are computed for the scored positions alone. Pictures come as stored
-features, or as pixels when the tower is trained.
+rows of one answer need no mask. For FlexAttention all rows of a pass stand in one line without padding. Logits are
+computed for the scored positions alone. Pictures come as stored features, or as pixels when the tower is trained.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ import torch
 
 from qwen_vl_lora.features.inputs import PictureInputs
 from qwen_vl_lora.model.chat import ChatEncoder, rope_positions
+from qwen_vl_lora.model.flex_attention import FLEX
+from qwen_vl_lora.training.row_mask import RowMask
 from qwen_vl_lora.training.rows import Row
 
 
 @dataclass
 class ForwardPass:
-    """One forward pass of `B` rows of `T` tokens, of which `N` are scored.
+    """One forward pass of `L` lines of `T` tokens, of which `N` are scored.
 
     Attributes:
-        inputs: keyword arguments of the model; all tensors, or tuples of tensors.
-        source: (2, N) int64; row and place in the kept logits that predict each label.
+        inputs: keyword arguments of the model for `to_device`; all tensors, or tuples of tensors.
+        source: (2, N) int64; line and place in the kept logits that predict each label.
         labels: (N,) int64; the scored tokens.
         sample_ids: conversations in it, for messages.
     """
@@ -51,39 +53,55 @@ class RowCollator:
     Args:
         encoder: encoded the conversations of the rows.
         pictures: their pictures as the model gets them.
+        attention: of the language model.
     """
 
-    def __init__(self, encoder: ChatEncoder, pictures: PictureInputs) -> None:
+    def __init__(self, encoder: ChatEncoder, pictures: PictureInputs, attention: str = "sdpa") -> None:
         self._pictures = pictures
+        self._packs = attention == FLEX
         self._pad_id = encoder.pad_id
         self._merge_size = encoder.sizer.merge_size
 
     def __call__(self, rows: Sequence[Row]) -> ForwardPass:
-        width = max(row.length for row in rows)
-        ids = np.full((len(rows), width), self._pad_id, dtype=np.int64)
-        positions = np.zeros((3, len(rows), width), dtype=np.int64)
+        lengths = [row.length for row in rows]
+        if self._packs:
+            starts, shape = [(0, int(start)) for start in np.cumsum([0, *lengths[:-1]])], (1, sum(lengths))
+        else:
+            starts, shape = [(line, 0) for line in range(len(rows))], (len(rows), max(lengths))
+        ids = np.full(shape, self._pad_id, dtype=np.int64)
+        positions = np.zeros((3, *shape), dtype=np.int64)
         sources, labels = [], []
-        for number, row in enumerate(rows):
+        for row, (line, start) in zip(rows, starts, strict=True):
             flat = _flatten(row, self._merge_size)
-            ids[number, : row.length], positions[:, number, : row.length] = flat.ids, flat.positions
-            sources.append(np.stack([np.full_like(flat.sources, number), flat.sources]))
+            columns = slice(start, start + row.length)
+            ids[line, columns], positions[:, line, columns] = flat.ids, flat.positions
+            sources.append(np.stack([np.full_like(flat.sources, line), flat.sources + start]))
             labels.append(flat.ids[flat.scored])
-        number_of_row, column = np.concatenate(sources, axis=1)
-        kept, place = np.unique(column, return_inverse=True)
+        line_of, column_of = np.concatenate(sources, axis=1)
+        kept, place_of = np.unique(column_of, return_inverse=True)
         # Only an answer alone in its row can contain pictures, so the first members have all pictures in reading order.
         pictures = self._pictures([name for row in rows for name in row.members[0].images])
         return ForwardPass(
             inputs={
                 "input_ids": torch.from_numpy(ids),
                 "position_ids": torch.from_numpy(positions),
-                "attention_mask": attention_mask(rows, width),
+                "attention_mask": self._mask(rows, starts, shape),
                 "logits_to_keep": torch.from_numpy(kept),
                 **pictures,
             },
-            source=torch.from_numpy(np.stack([number_of_row, place])),
+            source=torch.from_numpy(np.stack([line_of, place_of])),
             labels=torch.from_numpy(np.concatenate(labels)),
             sample_ids=[member.id for row in rows for member in row.members],
         )
+
+    def _mask(
+        self, rows: Sequence[Row], starts: Sequence[tuple[int, int]], shape: tuple[int, int]
+    ) -> RowMask | torch.Tensor | None:
+        """None for plain causal attention."""
+        if not self._packs and all(len(row.members) == 1 for row in rows):
+            return None
+        mask = RowMask.of(rows, starts, shape)
+        return mask if self._packs else mask.dense()
 
 
 @dataclass(frozen=True)
@@ -115,35 +133,12 @@ def _flatten(row: Row, merge_size: int) -> _FlatRow:
     )
 
 
-def attention_mask(rows: Sequence[Row], width: int) -> torch.Tensor | None:
-    """Which tokens each token attends to.
-
-    Returns:
-        None for plain causal attention, (B, 1, T, T) bool where a row has several answers, which must not attend to
-        each other.
-    """
-    if all(len(row.members) == 1 for row in rows):
-        return None
-    mask = torch.zeros(len(rows), 1, width, width, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        mask[number, 0, : row.length, : row.length] = _block_mask(row)
-    # A padding token without any key would make the softmax NaN.
-    return mask | torch.eye(width, dtype=torch.bool)
-
-
-def _block_mask(row: Row) -> torch.Tensor:
-    """(row length, row length) bool: causal; all answers attend to the prompt, none to another answer."""
-    lengths = [len(member.ids) - row.prompt_length for member in row.members]
-    answer_of = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-    block = torch.from_numpy(np.concatenate([np.zeros(row.prompt_length, dtype=np.int64), answer_of]))
-    same = (block[:, None] == block[None, :]) | (block[None, :] == 0)
-    return same & torch.ones(row.length, row.length, dtype=torch.bool).tril()
-
-
 def to_device(value: Any, device: torch.device) -> Any:
-    """A nested structure with its tensors on a device."""
+    """A nested structure with its tensors on a device, and masks as FlexAttention takes them."""
     from transformers.utils.generic import ModelOutput
 
+    if isinstance(value, RowMask):
+        return value.blocks(device)
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, ModelOutput):

@@ -34,6 +34,7 @@ from qwen_vl_lora.training.last_layer import LastLayer
 from qwen_vl_lora.training.loop import LOG_COLUMNS, OnRow, StepBatches, TrainingLoop, TrainingState, count_steps
 from qwen_vl_lora.training.memory import answered_shortage
 from qwen_vl_lora.training.movement import Movement
+from qwen_vl_lora.training.row_mask import check_packing
 from qwen_vl_lora.training.rows import check_rows
 from qwen_vl_lora.training.sharding import whole_adapter
 
@@ -82,6 +83,7 @@ def train(
     device = choose_device(settings.device)
     train = encoded.train
     check_rows(train, settings.rows, base_model.family)
+    check_packing(settings.attention, device, base_model.family)
     steps = count_steps(train, settings)
     check_schedule(training_arguments(settings), steps)
     if here.is_first():
@@ -92,7 +94,7 @@ def train(
     encoder = ChatEncoder(base_model.load_processor(), settings.image, data.images)
     pictures = choose_pictures(settings.vision, base_model, encoder, data.store, dtype)
     model = _load_trainable(base_model, parent, settings, device)
-    collator = RowCollator(encoder, pictures)
+    collator = RowCollator(encoder, pictures, settings.attention)
     size = _batch_size(model, train, collator, settings, job_folder)
     batches = StepBatches(train, encoded.validation, collator, settings, size)
     last_layer = LastLayer(model.get_base_model(), base_model.family)
