@@ -37,6 +37,8 @@ def test_a_training_can_be_told_from_its_record_and_from_its_adapters(run, recor
     assert {"torch", "transformers", "peft", "kedro"} <= training.facts["packages"].keys()
     assert training.facts["started"] < training.facts["ended"]
     assert training.facts["results"]["training_summary"]["steps"] > 0
+    assert training.facts["node_seconds"].keys() >= {"encode_images", "train_adapter"}
+    assert training.facts["node_seconds"]["train_adapter"] > 0
     assert {name: training.read[name]["version"] for name in TRAINING_INPUTS} == dict.fromkeys(TRAINING_INPUTS, data.id)
     assert training.read["images"]["sha256"] == data.written["images"]["sha256"]
     assert "base_model" not in data.facts

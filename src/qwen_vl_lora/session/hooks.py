@@ -164,9 +164,14 @@ class LineageHooks:
             self._recorder.note_read(dataset_name, data)
 
     @hook_impl
-    def before_node_run(self) -> None:
+    def before_node_run(self, node: Node) -> None:
         if self._recorder is not None:
-            self._recorder.start()
+            self._recorder.start(node.name)
+
+    @hook_impl
+    def after_node_run(self, node: Node) -> None:
+        if self._recorder is not None:
+            self._recorder.note_seconds(node.name)
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:

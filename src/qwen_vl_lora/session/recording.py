@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import signal
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -71,6 +72,7 @@ class RunRecorder:
         self._run: Run = begin_run(run_params["run_id"])
         self._writer = RecordWriter(runs / self._run.id, self._run)
         self._notes = threading.RLock()
+        self._begun: dict[str, float] = {}
         self._run.facts |= self._facts(records)
         self._stop_signal = _StopSignal()
 
@@ -88,11 +90,13 @@ class RunRecorder:
             "free_inputs": self._free_versions,
             "made_from": _data_runs(self._free_versions, records),
             "results": {},
+            "node_seconds": {},
         }
 
-    def start(self) -> None:
-        """Write the record and the run's configuration, once."""
+    def start(self, node: str) -> None:
+        """A node begins. With the first, write the record and the run's configuration."""
         with self._notes:
+            self._begun[node] = time.monotonic()
             if self._writer.is_open:
                 return
             self._stop_signal.watch()
@@ -104,6 +108,11 @@ class RunRecorder:
             stored = stored_configuration(catalog, self._parameters, self._shared, replay)
             self._writer.open({**stored, SEAL_FILE: seal_of(self._root, stored)})
             atexit.register(self.break_off)
+
+    def note_seconds(self, node: str) -> None:
+        """A node has ended: note the wall time of its function, without what Kedro loads and saves around it."""
+        with self._notes:
+            self._run.facts["node_seconds"][node] = round(time.monotonic() - self._begun[node], 2)
 
     def note_read(self, name: str, data: Any) -> None:
         """Note what was loaded."""

@@ -7,8 +7,9 @@ computed for the scored positions alone. Pictures come as stored features, or as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,11 @@ class ForwardPass:
     source: torch.Tensor
     labels: torch.Tensor
     sample_ids: list[str]
+
+    def pin_memory(self) -> ForwardPass:
+        """The same pass in pinned memory, as torch's DataLoader asks for it."""
+        inputs, source, labels = _with_each((self.inputs, self.source, self.labels), torch.Tensor.pin_memory)
+        return ForwardPass(inputs, source, labels, self.sample_ids)
 
 
 def silenced(forward: ForwardPass) -> ForwardPass:
@@ -134,17 +140,28 @@ def _flatten(row: Row, merge_size: int) -> _FlatRow:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A nested structure with its tensors on a device, and masks as FlexAttention takes them."""
+    """A nested structure with its tensors on a device, and masks as FlexAttention takes them.
+
+    Pinned tensors are copied to a GPU while it computes.
+    """
+    return _with_each(value, lambda tensor: tensor.to(device, non_blocking=True), lambda mask: mask.blocks(device))
+
+
+def _with_each(
+    value: Any, change: Callable[[torch.Tensor], torch.Tensor], of_mask: Callable[[RowMask], Any] = lambda mask: mask
+) -> Any:
+    """A nested structure with each of its tensors and masks changed."""
     from transformers.utils.generic import ModelOutput
 
-    if isinstance(value, RowMask):
-        return value.blocks(device)
+    again = partial(_with_each, change=change, of_mask=of_mask)
     if isinstance(value, torch.Tensor):
-        return value.to(device)
+        return change(value)
+    if isinstance(value, RowMask):
+        return of_mask(value)
     if isinstance(value, ModelOutput):
-        return type(value)(**{name: to_device(part, device) for name, part in value.items()})
+        return type(value)(**{name: again(part) for name, part in value.items()})
     if isinstance(value, dict):
-        return {name: to_device(part, device) for name, part in value.items()}
+        return {name: again(part) for name, part in value.items()}
     if isinstance(value, tuple):
-        return tuple(to_device(part, device) for part in value)
+        return tuple(map(again, value))
     return value

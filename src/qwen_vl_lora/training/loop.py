@@ -32,6 +32,7 @@ from transformers import set_seed
 from qwen_vl_lora.cluster import here
 from qwen_vl_lora.exceptions import TrainingError
 from qwen_vl_lora.model.chat import EncodedConversation
+from qwen_vl_lora.model.devices import choose_device
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.training import sharding
 from qwen_vl_lora.training.arguments import make_optimizer, make_schedule, training_arguments
@@ -124,7 +125,14 @@ class StepBatches:
     def epoch(self, epoch: int, first_step: int) -> Iterator[list[ForwardPass]]:
         """The passes of each step from `first_step` on. The call draws one number from torch's generator."""
         self._sampler.start_at(epoch, first_step)
-        return iter(DataLoader(self._train, batch_sampler=self._sampler, collate_fn=self.collate))  # type: ignore[arg-type]
+        on_gpu = choose_device(self._settings.device).type == "cuda"
+        steps: DataLoader[list[ForwardPass]] = DataLoader(
+            self._train,  # type: ignore[arg-type]
+            batch_sampler=self._sampler,
+            collate_fn=self.collate,
+            pin_memory=on_gpu,
+        )
+        return iter(steps)
 
     def collate(self, conversations: Sequence[EncodedConversation]) -> list[ForwardPass]:
         """The passes of one optimizer step."""
@@ -341,9 +349,9 @@ class TrainingLoop:
 
     def summed_loss(self, forward: ForwardPass) -> torch.Tensor:
         """Cross entropy over the scored tokens of one pass."""
-        inputs, source = to_device(forward.inputs, self.device), forward.source.to(self.device)
+        inputs, source, labels = to_device((forward.inputs, forward.source, forward.labels), self.device)
         logits = self._last_layer.scored_logits(self.model, inputs, source)
-        return functional.cross_entropy(logits.float(), forward.labels.to(logits.device), reduction="sum")
+        return functional.cross_entropy(logits.float(), labels, reduction="sum")
 
     def _stop_on_bad_step(self, loss: float, norm: float, passes: Sequence[ForwardPass]) -> None:
         what = f"gradient's norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
