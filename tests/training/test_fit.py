@@ -1,6 +1,8 @@
 """Whoever watches a training is told each row of its log, once it is there; and what decides which training it is."""
 
 import importlib.metadata
+import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,18 @@ def test_every_row_of_the_log_is_told_as_it_is_made(fit):
     assert by_step(told) == fitted.log
     assert len(fitted.log) == 8
     assert [row["step"] for row in told if "validation_loss" in row] == [4, 8]
+
+
+def test_a_terminal_sees_the_steps_and_both_losses(fit, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    fitted = fit()
+    bars = [bar for bar in sys.stderr.getvalue().split("\r") if "/8" in bar]
+    assert "| 8/8 [" in bars[-1]
+    assert f"loss={fitted.log[-1]['loss']:.4f}, validation loss={fitted.log[-1]['validation_loss']:.4f}" in bars[-1]
 
 
 def test_validation_loss_is_shown_while_it_trains(fit, caplog):

@@ -274,6 +274,7 @@ class TrainingLoop:
         for number, passes in enumerate(steps, start=done + 1):
             self._take_step(passes)
             state.step += 1
+            self._bar.update()
             state.epoch = epoch + number / len(self.batches)
             state.is_at_end = state.step >= self.steps
             asked = self._signals.agree(f"the end of step {state.step}")
