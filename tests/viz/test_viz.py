@@ -49,6 +49,12 @@ def nodes(viz):
     return {node["name"]: {**get(f"{viz}/api/nodes/{node['id']}"), **node} for node in main["nodes"]}
 
 
+def test_the_terminal_has_the_address_and_no_warning_of_a_library(viz, finished):
+    said = (finished / "viz.log").read_text()
+    assert f"Kedro-Viz is at {viz}/ (Ctrl-C to stop)" in said
+    assert "Warning" not in said
+
+
 def test_layers_are_those_of_the_data_folders(viz):
     assert get(f"{viz}/api/main")["layers"] == [
         "raw", "intermediate", "feature", "primary", "model_input", "models", "model_output", "reporting",

@@ -35,6 +35,7 @@ def viz(port: int, env: str | None, lite: bool, browser: bool) -> None:
     Serves the page of `kedro viz` without its remote font and its check for a newer version, so it works offline
     and contacts no other host. It answers only the browser of this machine, and deploying is disabled.
     """
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)  # Kedro-Viz warns of its own deprecations, at its import
     try:
         import uvicorn
         from kedro_viz.api import apps
@@ -44,7 +45,6 @@ def viz(port: int, env: str | None, lite: bool, browser: bool) -> None:
     from kedro.framework.project import PACKAGE_NAME
 
     project = project_folder()
-    logging.getLogger("py.warnings").setLevel(logging.ERROR)  # Kedro-Viz warns of its own deprecations
     load_and_populate_data(project, env=env, package_name=PACKAGE_NAME, is_lite=lite)
     app = apps.create_api_app_from_project(project)
     app.middleware("http")(_keep_to_this_machine)
