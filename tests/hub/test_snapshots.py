@@ -214,8 +214,12 @@ def test_without_network_and_snapshot_one_message_says_what_to_do(kind, monkeypa
         monkeypatch.setenv(cache, str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     started = time.monotonic()
-    with pytest.raises(MissingArtifactError, match=r"cannot be reached.*Connect once.*base_model=path/to/folder"):
+    with pytest.raises(
+        MissingArtifactError, match=r"cannot be reached.*Connect once.*base_model=path/to/folder"
+    ) as told:
         snapshot_of(Repository("model", MODEL, "main", kind)).check()
+    assert "Connection refused" in str(told.value)
+    assert "ConnectionPool" not in str(told.value)
     assert time.monotonic() - started < 15
     assert not list(tmp_path.iterdir())
 

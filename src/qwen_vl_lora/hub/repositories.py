@@ -36,6 +36,9 @@ REACH_SECONDS = 5.0
 MAX_ATTEMPTS = 2
 """Attempts for a file whose bytes differ from the listing. The clients retry broken connections themselves."""
 
+_CONNECTION = re.compile(r"HTTPS?Connection(Pool)?\([^)]*\): ")
+"""What urllib3 writes before the cause of a failed connection."""
+
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _REPOSITORY = re.compile(rf"((?P<hub>hf|ms):)?(?P<id>{_NAME}/{_NAME})(@(?P<revision>{_NAME}(/{_NAME})*))?")
 
@@ -249,5 +252,7 @@ def _check_entry(repository: Repository, entry: Any) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """Return the first line of an error, or its type; of a failed connection the cause alone."""
+    cause = getattr(next(iter(error.args), None), "reason", None)  # of urllib3, inside the error of requests
+    text = _CONNECTION.sub("", str(cause or error).strip())
+    return (text.splitlines() or [type(error).__name__])[0][:300]
