@@ -395,6 +395,20 @@ def test_runs_on_different_images_are_not_compared_silently(make_run: MakeRun) -
     assert len(page.cards()) == 3
 
 
+def test_a_lead_without_a_difference_ends_in_one_full_stop(make_run: MakeRun) -> None:
+    other = make_run(name="second")
+    other.predictions["prompt"] = "What is this?"  # no question in common, so no difference
+    html = render_report([make_run(), other], open_image)
+    assert "adapted with LoRA.</p>" in html
+
+
+def test_runs_without_a_picture_in_common_are_refused(make_run: MakeRun) -> None:
+    other = make_run(ROWS[:2], name="other")
+    other.predictions["image_path"] = "images/elsewhere.png"
+    with pytest.raises(DataFormatError, match="'other' captioned none of the pictures of 'tiny"):
+        render_report([make_run(), other], open_image)
+
+
 def test_one_picture_may_be_asked_about_twice(make_run: MakeRun) -> None:
     run = make_run()
     run.predictions["image_path"] = "images/0.png"

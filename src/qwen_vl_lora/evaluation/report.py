@@ -158,10 +158,18 @@ def render_report(runs: Sequence[ReportRun], open_image: OpenImage, language: La
         open_image: opens the picture of an `image_path`. If it raises an error, a placeholder is shown.
 
     Raises:
-        DataFormatError: when no run is given, or a run's scores do not belong to its predictions.
+        DataFormatError: when no run is given, a run has no picture of the first one, or a run's scores do not belong
+            to its predictions.
     """
     if not runs:
         raise DataFormatError("A report needs at least one run; got none.")
+    pictures = [set(map(_picture, run.predictions["image_path"].astype(str))) for run in runs]
+    for run, own in zip(runs, pictures, strict=True):
+        if pictures[0].isdisjoint(own):
+            raise DataFormatError(
+                f"Run {run.facts.name!r} captioned none of the pictures of {runs[0].facts.name!r}, so nothing can be "
+                "compared. Name runs with the same held-out pictures; `qwen-vl-lora runs` shows the recipe of each."
+            )
     tables = [_rows(run) for run in runs]
     ciders = [[row.scores["tuned_cider"] for row in table] for table in tables]
     drawn = [histogram(scores, f"b{n}", language) for n, scores in enumerate(ciders)]
