@@ -1,4 +1,6 @@
-"""What a run record says of a dataset: its own word, or that of a stock Kedro dataset."""
+"""What a run record says of a dataset: its own word, or that of a stock Kedro dataset; and what a run takes."""
+
+import json
 
 from kedro.io import MemoryDataset, Version
 from kedro_datasets.json import JSONDataset
@@ -11,7 +13,7 @@ from qwen_vl_lora.datasets.workspace import WorkspaceDataset
 from qwen_vl_lora.features.store import StagedShards
 from qwen_vl_lora.runs.artifacts import digest
 from qwen_vl_lora.runs.storage import file_sha256
-from qwen_vl_lora.session.recording import described_artifact
+from qwen_vl_lora.session.recording import chosen_inputs, described_artifact
 
 
 def test_a_stock_dataset_is_recorded_with_its_file_and_version(tmp_path):
@@ -66,3 +68,19 @@ def test_an_own_dataset_gives_its_version_and_the_features_their_keys(tmp_path):
 def test_what_lies_in_memory_alone_is_not_recorded_nor_is_the_workspace(tmp_path):
     for dataset in (None, MemoryDataset(1), WorkspaceDataset(filepath=str(tmp_path))):
         assert described_artifact("x", dataset, 1, tmp_path) is None
+
+
+def test_an_adapter_that_is_not_the_newest_is_not_called_so(tmp_path):
+    for number, run_id in enumerate(("r1", "r2"), start=1):
+        folder = tmp_path / "data/08_reporting/tiny/runs" / run_id
+        folder.mkdir(parents=True)
+        adapter = {"version": run_id, "path": f"adapter/{run_id}"}
+        (tmp_path / adapter["path"]).mkdir(parents=True)
+        facts = {"format": 1, "id": run_id, "sequence": number, "order": number, "recipe": "tiny"}
+        written = {"read": {}, "written": {"adapter": adapter}}
+        text = {**facts, "outcome": "finished", "stages": {"training": ["adapter"]}, "datasets": written}
+        (folder / "record.json").write_text(json.dumps(text))
+    (newest,) = chosen_inputs(tmp_path, "tiny", {"adapter": "r2"}, {})
+    assert newest == "Adapter: r2 of recipe tiny, never evaluated (the newest of recipe tiny)."
+    (older,) = chosen_inputs(tmp_path, "tiny", {"adapter": "r1"}, {})
+    assert "(the newest of recipe tiny that belongs with the other inputs)." in older

@@ -230,8 +230,11 @@ def chosen_inputs(
     lines = []
     if ADAPTER in free_versions:
         named = ADAPTER in (run_params.get("load_versions") or {})
-        why = "named by --load-versions" if named else f"the newest of recipe {recipe}"
         adapters = trained_adapters(records, project)
+        why = "named by --load-versions" if named else f"the newest of recipe {recipe}"
+        own = [adapter.version for adapter in adapters if adapter.record.recipe == recipe]
+        if not named and own and own[-1] != free_versions[ADAPTER]:
+            why += " that belongs with the other inputs"
         lines.append(
             adapter_in_words(recipe, free_versions[ADAPTER], adapters, why, '--load-versions "adapter:VERSION"')
         )
