@@ -66,7 +66,7 @@ def test_rejected_rows_near_duplicates_and_left_out_samples_are_counted_in_one_l
     catalog = {
         "adapter": Stored(project / "a"),
         "training_summary": Stored(
-            project / "t", {"steps": 8, "first_loss": 6.4, "last_loss": 1.25, "best_validation_loss": None}
+            project / "t", {"steps": 8, "first_loss": 6.4, "last_loss": 1.25, "validation_loss": None}
         ),
         "collection_summary": Stored(project / "c", {"rows": 75, "rejected": {"missing_image": 1, "empty_caption": 2}}),
         "rejected_samples": Stored(project / "rejected.csv"),
@@ -76,10 +76,10 @@ def test_rejected_rows_near_duplicates_and_left_out_samples_are_counted_in_one_l
     written = ("train_conversations", *catalog)
     tell_results(writes(*written), catalog, project, "tiny")
     said = capsys.readouterr().out
-    assert "8 steps: loss 6.4000 → 1.2500, best validation loss –" in said
+    assert "8 steps: loss 6.4000 → 1.2500, validation loss –" in said
     assert (
         "check: 3 of 75 rows rejected (rejected.csv), 2 near-duplicates on two sides of the split (split.json), "
-        "1 samples longer than max_length left out (left_out.csv)\n"
+        "1 sample longer than max_length left out (left_out.csv)\n"
     ) in said
     assert "next: kedro run --pipeline evaluation" in said
 
@@ -87,7 +87,7 @@ def test_rejected_rows_near_duplicates_and_left_out_samples_are_counted_in_one_l
 @pytest.mark.parametrize("written", ["page", "card", "captions"])
 def test_the_terminal_speaks_the_language_of_what_was_written(project, capsys, written):
     page, card = project / "data_page.html", project / "adapter" / "README.md"
-    losses = {"steps": 8, "first_loss": 6.4, "last_loss": 1.25, "best_validation_loss": None}
+    losses = {"steps": 8, "first_loss": 6.4, "last_loss": 1.25, "validation_loss": 1.5}
     captions = pd.DataFrame({"caption": ["一只狗", None]})
     catalog = {
         "page": {"data_page": Stored(page), "train_conversations": Stored(project / "t.json"), "image_sheet": None},

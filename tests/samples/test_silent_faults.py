@@ -233,7 +233,7 @@ def test_the_terminal_names_what_was_rejected_and_changed_once_and_short(folder)
         "cleaning changed 1 text (white space, control characters)",
     ]
     assert sentence(found.summary) == (
-        "1 samples of 15 rows; 14 rejected (unsupported_format 11, missing_image 3); 1 texts changed by cleaning"
+        "1 sample of 15 rows; 14 rejected (unsupported_format 11, missing_image 3); 1 text changed by cleaning"
     )
     assert told(of_table(folder, [["0.jpg", "A dog."]]).summary, "x") == []
 

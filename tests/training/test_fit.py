@@ -58,6 +58,7 @@ def test_every_row_of_the_log_is_told_as_it_is_made(fit):
     assert by_step(told) == fitted.log
     assert len(fitted.log) == 8
     assert [row["step"] for row in told if "validation_loss" in row] == [4, 8]
+    assert fitted.summary["validation_loss"] == fitted.log[-1]["validation_loss"]
 
 
 def test_a_terminal_sees_the_steps_and_both_losses(fit, monkeypatch):

@@ -10,7 +10,7 @@ from qwen_vl_lora.runs.records import Record
 
 _METRICS = {
     "loss": ("training_summary", "last_loss"),
-    "validation loss": ("training_summary", "best_validation_loss"),
+    "validation loss": ("training_summary", "validation_loss"),
     "CIDEr base": ("caption_metrics", "base.CIDEr"),
     "CIDEr tuned": ("caption_metrics", "tuned.CIDEr"),
     "BLEU-4 tuned": ("caption_metrics", "tuned.BLEU-4"),

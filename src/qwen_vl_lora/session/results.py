@@ -94,7 +94,7 @@ def _figures(dataset: str, catalog: CatalogProtocol, language: Language) -> Iter
         yield summarize_run(metrics, predictions, [] if note is None else [note], language)
     elif dataset == "adapter":
         summary = catalog["training_summary"].load()
-        losses = [summary[name] for name in ("first_loss", "last_loss", "best_validation_loss")]
+        losses = [summary[name] for name in ("first_loss", "last_loss", "validation_loss")]
         first, last, validation = ("–" if loss is None else f"{loss:.4f}" for loss in losses)
         yield language("trained_steps", steps=summary["steps"], first=first, last=last, validation=validation)
 

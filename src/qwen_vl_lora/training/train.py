@@ -244,6 +244,7 @@ def thin_curve(log: Sequence[Record]) -> list[Record]:
 
 def _summary(state: TrainingState, log: list[Record], train: Sequence[EncodedConversation]) -> Record:
     losses = [row["loss"] for row in log if "loss" in row]
+    validated = [row["validation_loss"] for row in log if "validation_loss" in row]
     return {
         "steps": state.step,
         "epochs": state.epoch,
@@ -254,7 +255,7 @@ def _summary(state: TrainingState, log: list[Record], train: Sequence[EncodedCon
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "best_step": state.best_step or state.step,
-        "best_validation_loss": state.best_loss,
+        "validation_loss": state.best_loss or (validated[-1] if validated else None),
     }
 
 
