@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from qwen_vl_lora.model.base_model import BaseModel
-from qwen_vl_lora.model.shipped_base import DRAWINGS, DRAWINGS_ONLY, FINGERPRINT, note_on_base
+from qwen_vl_lora.model.shipped_base import DRAWINGS, DRAWINGS_ONLY, FINGERPRINT, NOT_FOR_PHOTOGRAPHS, note_on_base
+from qwen_vl_lora.parameters import validate_parameters
 from qwen_vl_lora.tiny import source
 
+PARAMETERS = Path(__file__).parents[2] / "conf" / "base" / "parameters.yml"
 SHIPPED = Path(__file__).parents[2] / "data" / "06_models" / "tiny_qwen2_vl"
 TABLE, SCENES = {"type": "CaptionsFileDataset"}, {"type": DRAWINGS}
 
@@ -35,3 +38,13 @@ def test_the_source_of_drawings_has_its_name():
 )
 def test_the_note_is_for_this_base_on_other_pictures(fingerprint, run, note):
     assert note_on_base({"base_model": {"fingerprint": fingerprint}, "run": run}) == note
+
+
+@pytest.mark.parametrize(("fingerprint", "warned"), [(FINGERPRINT, True), ("another", False)])
+def test_whoever_captions_with_this_base_is_told_that_it_knows_no_photographs(caplog, fingerprint, warned):
+    from qwen_vl_lora.evaluation.inference import choose_captioner
+
+    base = BaseModel(name="tiny", path=SHIPPED)
+    base.__dict__["fingerprint"] = fingerprint  # where the cached property keeps it
+    choose_captioner(base, None, validate_parameters(yaml.safe_load(PARAMETERS.read_text(encoding="utf-8"))))
+    assert (NOT_FOR_PHOTOGRAPHS in caplog.messages) is warned

@@ -33,6 +33,7 @@ from qwen_vl_lora.model.chat import ChatEncoder, EncodedConversation
 from qwen_vl_lora.model.devices import choose_device
 from qwen_vl_lora.model.fingerprints import files_sha256
 from qwen_vl_lora.model.merging import merged_if_exact
+from qwen_vl_lora.model.shipped_base import NOT_FOR_PHOTOGRAPHS, is_shipped
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.runs.artifacts import digest
 from qwen_vl_lora.runs.run import current_run
@@ -143,7 +144,12 @@ def _weights_and_config(adapter: Adapter) -> list[Path]:
 def choose_captioner(
     base_model: BaseModel, adapter: Adapter | None, settings: Parameters
 ) -> Captioner | ServedCaptioner:
-    """Captions by the servers of `inference.server` if there are any, else by a model in this process."""
+    """Captions by the servers of `inference.server` if there are any, else by a model in this process.
+
+    Warns of the small base, which cannot caption photographs.
+    """
+    if is_shipped(base_model, adapter):
+        logger.warning(NOT_FOR_PHOTOGRAPHS)
     sampling = settings.inference.sampling
     if not settings.inference.server.addresses:
         return Captioner(base_model, adapter, settings, sampling)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen_vl_lora.pages.language import ENGLISH, Language
 from qwen_vl_lora.runs.storage import make_folder, temporary
+
+if TYPE_CHECKING:
+    from qwen_vl_lora.model.adapter import Adapter
+    from qwen_vl_lora.model.base_model import BaseModel
 
 FINGERPRINT = "7cc7340a45d92fe7463a68a7489fd41847da0348284085d127607741d3a8d11c"
 DRAWINGS = "ScenesDataset"
@@ -16,8 +20,16 @@ DRAWINGS = "ScenesDataset"
 
 DRAWINGS_ONLY = ENGLISH("drawings_only")
 
+NOT_FOR_PHOTOGRAPHS = (
+    "The base model is the small one that comes with the project: it knows drawings of coloured shapes only, and its "
+    "captions of photographs mean nothing. For photographs train a real base: --env own_captions_qwen."
+)
+
 PLACE = "data/06_models/tiny_qwen2_vl"
 """Where a project has it, as its globals.yml names it."""
+
+_LARGEST_BYTES = 50_000_000
+"""Weights of a base that may be this one."""
 
 _PACKAGED = Path(__file__).parents[1] / "tiny" / "base"
 """Its files in the wheel; a clone has them at PLACE."""
@@ -37,6 +49,14 @@ def unpack(folder: Path) -> None:
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_shipped(base_model: BaseModel, adapter: Adapter | None) -> bool:
+    """Whether captions come from this base. A large base is not read for it."""
+    if adapter is not None:
+        return bool(adapter.record["base_model"]["fingerprint"] == FINGERPRINT)
+    size = sum(file.stat().st_size for file in base_model.path.glob("*.safetensors"))
+    return 0 < size < _LARGEST_BYTES and base_model.fingerprint == FINGERPRINT
 
 
 def note_on_base(record: Mapping[str, Any], language: Language = ENGLISH) -> str | None:
