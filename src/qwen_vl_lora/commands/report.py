@@ -46,7 +46,8 @@ def report(runs: tuple[str, ...], output: Path, language: Setting | None) -> Non
     """Write one page that shows each RUN's captions and metrics side by side.
 
     Name a run by its id, its folder, or `latest` (the newest with predictions); it must have completed evaluation.
-    Pictures and base captions are those of the first run. Parameters that differ are shown beside each run.
+    Pictures and base captions are those of the first run, and each other run must have some of these pictures.
+    Parameters that differ are shown beside each run.
     """
     from qwen_vl_lora.evaluation.predictions import language_of_references
     from qwen_vl_lora.evaluation.report import render_report

@@ -21,14 +21,17 @@ NEWEST = 50
 
 
 @click.command()
-@click.option("--recipe", shell_complete=completion.recipes, help="Whose runs; by default that of the newest run.")
+@click.option(
+    "--recipe", shell_complete=completion.recipes, help="Recipe whose runs are shown; default: that of the newest run."
+)
 @click.option("--port", type=click.IntRange(1024, 65535), default=6006, show_default=True, help="Port on this machine.")
 @click.option("--browser/--no-browser", default=True, help="Open the page.")
 def watch(recipe: str | None, port: int, browser: bool) -> None:
     """Show curves, metrics and pictures of the runs of a recipe in the browser, without an account.
 
-    Takes the board that is installed; without one, the message says what to install. Runs that it does not have are
-    put on it first, from what they have stored. The page is for this machine's own browser, and it changes nothing.
+    The board is SwanLab's or TensorBoard, whichever is installed; if neither is, a message says what to install. Runs
+    that are not on the board yet are added from what they stored. The page answers only the browser of this machine,
+    and nothing can be changed in it.
     """
     project = project_folder()
     known = set(recipes(project))
