@@ -36,6 +36,8 @@ def metrics_of(record: Record) -> dict[str, float]:
     results: Mapping[str, Any] = record.facts.get("results", {})
     flat = {artifact: flatten(values) for artifact, values in results.items()}
     values = {name: flat.get(artifact, {}).get(key) for name, (artifact, key) in _METRICS.items()}
+    if values["validation loss"] is None:  # a record of before this figure
+        values["validation loss"] = flat.get("training_summary", {}).get("best_validation_loss")
     return {name: value for name, value in values.items() if isinstance(value, (int, float))}
 
 

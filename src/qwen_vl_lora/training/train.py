@@ -255,7 +255,8 @@ def _summary(state: TrainingState, log: list[Record], train: Sequence[EncodedCon
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "best_step": state.best_step or state.step,
-        "validation_loss": state.best_loss or (validated[-1] if validated else None),
+        "best_validation_loss": state.best_loss,
+        "validation_loss": (validated or [None])[-1] if state.best_loss is None else state.best_loss,
     }
 
 
