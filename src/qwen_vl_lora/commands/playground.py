@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import importlib.util
+import inspect
 import os
 import socket
+import sys
 import tempfile
 import threading
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,13 +83,15 @@ def playground(
     records = all_records(project)
     adapters = trained_adapters(records, project)
     tryout, taken = _load(adapters, wanted, env, params, project)
-    threading.Thread(target=tryout.warm_up, args=(taken,), daemon=True).start()
+    gc.disable()  # imports leave nothing to collect; a tenth of the start would go into looking for it
     with tempfile.TemporaryDirectory(prefix="playground-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         import uvicorn
 
         from qwen_vl_lora.playground.corrections import Corrections
-        from qwen_vl_lora.playground.page import Offer, Playground, serve_with
+
+        with _no_stub_files():
+            from qwen_vl_lora.playground.page import Offer, Playground, serve_with
 
         known = {one.version: f"{one.version} ({one.record.recipe}, {one.measured})" for one in adapters}
         offers = [Offer(name, known[name]) for name in reversed(list(tryout.adapters))]
@@ -99,7 +105,32 @@ def playground(
         # Streams of open pages would keep the server from ending.
         guarded = LocalPages(application, is_read_only=False)
         server = uvicorn.Server(uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=1))
+        threading.Thread(target=_warm_up, args=(tryout, taken), daemon=True).start()
         server.run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def _no_stub_files() -> Iterator[None]:
+    """Keep Gradio from writing type stubs of its components, which takes a third of its import."""
+    find = inspect.getfile
+
+    def find_all_but_components(thing: Any) -> str:
+        if getattr(thing, "__module__", "").startswith("gradio."):
+            raise OSError  # as a component without a file, which gets no stub
+        return find(thing)
+
+    inspect.getfile = find_all_but_components  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        inspect.getfile = find
+
+
+def _warm_up(tryout: Tryout, names: Sequence[str]) -> None:
+    """Load the models. The page is served meanwhile, so it does not wait for torch and transformers."""
+    sys.setswitchinterval(0.0005)  # a page is a hundred short answers, each of which waits for a turn
+    tryout.warm_up(names)
+    gc.enable()
 
 
 def _listen(port: int) -> socket.socket:
