@@ -70,12 +70,15 @@ def choose(page, name, label):
 
 
 def test_a_photo_is_dropped_captioned_and_its_caption_saved(project, tmp_path):
-    """The way through the page: drop, both captions, switch, other prompt and its mark, correct, save, copy."""
+    """Drop two, captions of the second, switch, other prompt and its mark, correct, save, copy."""
     began = time.monotonic()
     with playground_server(project, "--save-to", str(tmp_path / "saved")) as url, open_page(tmp_path / "b") as page:
         page.open(url)
         page.wait_for(READY)
+        drop(page, jpeg(3), "replaced at once.jpg")
+        page.wait_for('Boolean(document.querySelector("#picture img"))')
         drop(page, jpeg(1, (90, 60)))
+        page.wait_for('document.querySelector("#command textarea").value.includes("my photo.jpg")')
         base, tuned = page.wait_for(f"{CAPTIONS}.length == 2 && {IS_DONE}")
         print("first caption after", time.monotonic() - began, "s; log:", (project / "playground.log").read_text())
         assert tuned

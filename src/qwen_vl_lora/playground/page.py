@@ -160,20 +160,21 @@ class Playground:
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
         asking = [parts["picture"], *sides, *fields]
         told = [parts[name] for name in ("captions", "fault", "correction", "command", "asked")]
-        write = {"fn": self.write, "inputs": asking, "outputs": told, **quick}
+        latest = {**quick, "trigger_mode": "always_last"}  # what is given meanwhile is not dropped
+        write = {"fn": self.write, "inputs": asking, "outputs": told, **latest}
         received = [parts["picture"], parts["fault"], parts["saved"]]
-        given = parts["upload"].upload(self.receive, parts["upload"], received, **quick)
+        given = parts["upload"].upload(self.receive, parts["upload"], received, **latest)
         parts["upload"].clear(lambda: None, None, parts["picture"], **quick)
         given.success(**write)
-        parts["go"].click(**write, trigger_mode="multiple")
-        switched = parts["first"].input(
+        parts["go"].click(**write)
+        switched = parts["first"].change(  # its `input` is sent by leaving it too
             self.switch, [parts["asked"], parts["first"], *fields], [*fields, parts["asked"]], **quick
         )
         switched.then(**write)
-        parts["second"].input(**write)
+        parts["second"].change(**write)
         parts["reset"].click(self._values, parts["first"], fields, **quick)
         changes = [part.change for part in (*sides, *fields)]
-        gr.on(changes, self._marks_of, [*sides, *fields], parts["marks"], trigger_mode="always_last", **quick)
+        gr.on(changes, self._marks_of, [*sides, *fields], parts["marks"], **latest)
         saving = [parts["picture"], parts["correction"], parts["first"], *fields]
         parts["row"].click(self.save_row, saving, parts["saved"], **quick)
         parts["sidecar"].click(self.save_sidecar, saving, parts["saved"], **quick)
