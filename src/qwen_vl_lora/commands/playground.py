@@ -9,7 +9,6 @@ import importlib.util
 import inspect
 import os
 import socket
-import sys
 import tempfile
 import threading
 import webbrowser
@@ -128,7 +127,6 @@ def _no_stub_files() -> Iterator[None]:
 
 def _warm_up(tryout: Tryout, names: Sequence[str]) -> None:
     """Load the models. The page is served meanwhile, so it does not wait for torch and transformers."""
-    sys.setswitchinterval(0.0005)  # a page is a hundred short answers, each of which waits for a turn
     tryout.warm_up(names)
     gc.enable()
 
