@@ -25,7 +25,7 @@ def _project():
     [
         (
             {"pipelines": ["traning"]},
-            "--pipelines names 'traning', which does not exist; nearest: training. There are: _",
+            "--pipeline or --pipelines names 'traning', which does not exist; nearest: training. There are: _",
         ),
         ({"tags": ["trainig"]}, "--tags names 'trainig', which does not exist; nearest: training"),
         ({"from_nodes": ["train_adaptor"]}, "--from-nodes names 'train_adaptor', .*; nearest: train_adapter"),

@@ -155,6 +155,8 @@ def test_long_references_give_another_headline_and_say_why(make_run: MakeRun) ->
     assert "The references have 41 words in the median, above 40" in text
     assert "Mean change of ROUGE-L per image" in text
     judged = replace(long, metrics=_judged(long, 2 / 3))
+    fewer = replace(long, metrics={**long.metrics, "num_images": 2})
+    assert headline(long, fewer).endswith(" on 2 to 3 held-out images")
     assert headline(judged) == "The judge prefers the tuned caption in 67 % of 3 held-out images"
     assert headline(replace(long, metrics=_judged(long, None))).startswith("ROUGE-L ")
     assert headline(replace(run, metrics=_judged(run, 2 / 3))).startswith("CIDEr ")

@@ -11,6 +11,7 @@ import click
 
 from qwen_vl_lora.commands import completion
 from qwen_vl_lora.exceptions import MissingArtifactError
+from qwen_vl_lora.runs.artifacts import relative
 from qwen_vl_lora.runs.listing import differing_keys, setting
 from qwen_vl_lora.runs.records import REPORTING, Record, find_record
 from qwen_vl_lora.session.console import project_folder, say
@@ -71,7 +72,7 @@ def report(runs: tuple[str, ...], output: Path, language: Setting | None) -> Non
 
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, render_report(shown, open_image, written))
-    say(str(output))
+    say(relative(output, Path.cwd()))
 
 
 def _find(project: Path, run: str) -> Record:

@@ -231,7 +231,11 @@ def headline(*runs: ReportRun, language: Language = ENGLISH) -> str:
         return language("headline_one", metric=metric, base=base, tuned=tuned[0], count=count)
     named = zip(tuned, run_labels(runs, language), strict=True)
     scores = (language("headline_score", cider=cider, label=label) for cider, label in named)
-    return language("headline_several", metric=metric, scores=language.join(scores), count=count)
+    fewest, *_, most = sorted(run.metrics["num_images"] for run in runs)
+    facts = {"metric": metric, "scores": language.join(scores)}
+    if fewest == most:
+        return language("headline_several", **facts, count=count)
+    return language("headline_several_counts", **facts, fewest=fewest, most=most)
 
 
 def verdict_on_base(metrics: Mapping[str, Any], language: Language) -> str | None:

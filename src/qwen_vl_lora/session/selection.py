@@ -21,6 +21,8 @@ DEFAULT = "__default__"
 PARTS = ("tags", "node_names", "from_nodes", "to_nodes", "from_inputs", "to_outputs")
 """Options that select a part of the pipelines."""
 
+_SHOWN = {"node_names": "--nodes", "pipelines": "--pipeline or --pipelines"}
+
 
 def pipeline_names() -> set[str]:
     """Return the names of all pipelines. Imports none of them: each is a folder of `pipelines/`."""
@@ -71,8 +73,8 @@ def refuse_parallel_runner(runner: str) -> None:
 def _check_names(option: str, names: Sequence[str], known: set[str]) -> None:
     for name in names:
         if name not in known:
-            shown = "nodes" if option == "node_names" else option.replace("_", "-")
+            shown = _SHOWN.get(option, "--" + option.replace("_", "-"))
             raise ParameterError(
-                f"--{shown} names {name!r}, which does not exist{nearest(name, known)}. "
+                f"{shown} names {name!r}, which does not exist{nearest(name, known)}. "
                 f"There are: {', '.join(sorted(known))}."
             )

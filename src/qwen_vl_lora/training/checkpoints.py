@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vl_lora.exceptions import MissingArtifactError, TrainingError
-from qwen_vl_lora.runs.artifacts import digest
+from qwen_vl_lora.runs.artifacts import digest, relative
 from qwen_vl_lora.runs.comparison import differing_settings
 from qwen_vl_lora.runs.run import at_run_end, current_run
 from qwen_vl_lora.runs.storage import Lock, discard, file_sha256, leftovers, replace, sync_tree, write_whole
@@ -170,7 +170,10 @@ def find_checkpoint(job: TrainingJob, resume: str) -> Path | None:
         return _named_checkpoint(job, Path(resume))
     checkpoint = job.newest_whole_checkpoint()
     if checkpoint is not None:
-        logger.info("Resuming from %s of an unfinished run with the same data, parameters and base.", checkpoint)
+        logger.info(
+            "Resuming from %s of an unfinished run with the same data, parameters and base.",
+            relative(checkpoint, Path.cwd()),
+        )
     elif differences := job.other_unfinished():
         logger.info("Found an unfinished run with other inputs; starting afresh. %s", "; ".join(differences))
     return checkpoint

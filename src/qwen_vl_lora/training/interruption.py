@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from qwen_vl_lora.cluster import here
 from qwen_vl_lora.exceptions import CTRL_C
+from qwen_vl_lora.runs.artifacts import relative
 from qwen_vl_lora.runs.run import RunInterruptedError
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class SaveOnSignal:
         if self._agreed is not None:
             stopped = RunInterruptedError(
                 f"Stopped by {self._agreed.name} after step {step} of {steps}. Its checkpoint "
-                f"is saved in {folder}; the same command resumes from there."
+                f"is saved in {relative(folder, Path.cwd())}; the same command resumes from there."
             )
             if self._agreed == signal.SIGINT:
                 stopped.exit_code = CTRL_C
