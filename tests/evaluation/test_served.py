@@ -15,7 +15,8 @@ from PIL import Image
 
 from conftest import PROJECT
 from evaluation.servers import FaultyServer, Reply
-from qwen_vl_lora.evaluation.inference import CaptionNotes, caption_gathered
+from qwen_vl_lora.evaluation.inference import caption_gathered
+from qwen_vl_lora.evaluation.kept_captions import KeptCaptions
 from qwen_vl_lora.evaluation.served import ServedCaptioner, decoding_fields
 from qwen_vl_lora.exceptions import ParameterError, ServerError
 from qwen_vl_lora.inference_parameters import SamplingParameters
@@ -216,15 +217,16 @@ def test_a_refused_picture_stands_in_the_table_and_is_asked_again_by_the_next_ru
         for number, sha256 in enumerate(gathered.usable):
             body = captioner._body(encoder, ask_about(gathered.images.by_sha256(sha256).path, settings.prompt), {})
             numbers[json.loads(body)["messages"][0]["content"][0]["image_url"]["url"]] = number
-        notes = tmp_path / "notes.jsonl"
-        table = caption_gathered(captioner, gathered, CaptionNotes(notes))
+        kept = KeptCaptions(tmp_path, "key", gathered.usable)
+        table = caption_gathered(captioner, gathered, kept)
         assert list(table["caption"]) == ["picture 0", "", "picture 2", "picture 3", "picture 4"]
         assert list(table["reason"][[0, 1]]) == ["", "not_captioned: the server refuses it, HTTP 400: too dark"]
         assert list(table["cut"]) == ["false", "", "true", "false", "false"]
-        assert len(notes.read_text().splitlines()) == 4
+        assert len(kept.file.read_text().splitlines()) == 4
         server.asked.clear()
         refuses.clear()
-        again = caption_gathered(ServedCaptioner(base, None, settings), gathered, CaptionNotes(notes))
+        kept = KeptCaptions(tmp_path, "key", gathered.usable)
+        again = caption_gathered(ServedCaptioner(base, None, settings), gathered, kept)
         assert len(server.asked) == 1
     assert isinstance(again, pd.DataFrame)
     assert again["caption"][1] == "picture 1"
@@ -235,7 +237,9 @@ def test_a_server_that_captions_nothing_is_an_error(base, parameters, album, tmp
         settings = parameters({"address": server.address})
         gathered = gather_pictures([album], settings.image, recursive=False)
         with pytest.raises(ServerError, match=r"captioned none of 5 pictures; of the first, .*no pictures, please"):
-            caption_gathered(ServedCaptioner(base, None, settings), gathered, CaptionNotes(tmp_path / "notes"))
+            caption_gathered(
+                ServedCaptioner(base, None, settings), gathered, KeptCaptions(tmp_path, "key", gathered.usable)
+            )
 
 
 def test_notes_are_kept_for_each_server_model_and_setting(base, parameters):

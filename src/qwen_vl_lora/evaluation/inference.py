@@ -9,9 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import itertools
-import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +20,7 @@ from tqdm import tqdm
 
 from qwen_vl_lora.cluster.work import in_pieces, size_of
 from qwen_vl_lora.evaluation.generation import GREEDY, Caption, write_captions, write_each
+from qwen_vl_lora.evaluation.kept_captions import KeptCaptions
 from qwen_vl_lora.evaluation.predictions import YES_OR_NO
 from qwen_vl_lora.evaluation.served import ServedCaptioner
 from qwen_vl_lora.exceptions import ServerError
@@ -159,47 +158,13 @@ def choose_captioner(
     return captioner
 
 
-class CaptionNotes:
-    """The finished captions for one key of a captioner, one JSON line each."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.captions: dict[str, Caption] = {}
-        self.read()
-
-    def read(self) -> None:
-        """Load the captions that the file has now."""
-        if not self.file.is_file():
-            return
-        whole = self.file.read_bytes().rpartition(b"\n")[0]  # a kill may have cut the last line
-        for line in whole.splitlines():
-            note = json.loads(line)
-            if "cut" in note:  # an older version wrote none: the picture is captioned again
-                self.captions[note["sha256"]] = Caption(note["caption"], note["cut"])
-        with self.file.open("rb+") as file:
-            file.truncate(len(whole) + 1 if whole else 0)
-
-    def add(self, captions: Mapping[str, Caption]) -> None:
-        """Save captions by sha256. They are on disk when this returns."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as file:
-            for sha256, caption in captions.items():
-                if caption.reason:  # asked again by the next run
-                    continue
-                note = {"sha256": sha256, "caption": caption.text, "cut": caption.is_cut}
-                file.write(json.dumps(note, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.captions.update(captions)
-
-
 def caption_gathered(
     captioner: Captioner | ServedCaptioner,
     gathered: Gathered,
-    notes: CaptionNotes,
+    kept: KeptCaptions,
     left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> pd.DataFrame:
-    """Caption what has no note yet.
+    """Caption the pictures whose captions are not kept yet.
 
     Args:
         left_out: path → reason of named pictures that are not captioned.
@@ -212,18 +177,18 @@ def caption_gathered(
     """
     wanted = (picture.sha256 for picture in gathered.named if picture.sha256 and picture.path not in left_out)
     usable = list(dict.fromkeys(wanted))
-    missing = [sha256 for sha256 in usable if sha256 not in notes.captions]
+    missing = [sha256 for sha256 in usable if sha256 not in kept.captions]
     done = len(usable) - len(missing)
     if done:
         logger.info("%d of %d pictures are captioned already.", done, len(usable))
     with tqdm(total=len(missing), desc="captions", unit="caption", leave=False, disable=None) as bar:
         for captions in captioner.written(gathered.images, missing, done):
-            notes.add(captions)
+            kept.add(captions)
             bar.update(len(captions))
-    refused = [caption for sha256 in usable if (caption := notes.captions[sha256]).reason]
+    refused = [caption for sha256 in usable if (caption := kept.captions[sha256]).reason]
     if refused and len(refused) == len(usable):
         raise ServerError(f"The server captioned none of {len(usable)} pictures; of the first, {refused[0].reason}.")
-    return _table(gathered, notes.captions, left_out, captioner.settings.generation.max_new_tokens)
+    return _table(gathered, kept.captions, left_out, captioner.settings.generation.max_new_tokens)
 
 
 def _table(

@@ -1,13 +1,14 @@
-"""Captions of held-out questions that were written before, kept in the workspace.
+"""Captions that were written before, kept in the workspace.
 
 A caption is a function of its question and of everything in its key, so the base's captions are made once, and a
-killed evaluation resumes.
+killed evaluation or inference resumes.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from qwen_vl_lora.samples.image_store import ImageStore
 logger = logging.getLogger(__name__)
 
 FOLDER = "evaluation"
-"""Below the workspace."""
+"""Of an evaluation's captions, below the workspace."""
 
 SUFFIX = ".jsonl"
 
@@ -31,7 +32,7 @@ class KeptCaptions:
     Args:
         folder: of all keys; None keeps nothing and has nothing.
         key: digest of everything that determines a caption besides its question.
-        questions: that matter.
+        questions: that matter, as digests; for inference, which asks one question of all, the sha256 of pictures.
 
     Attributes:
         captions: question → caption.
@@ -44,7 +45,7 @@ class KeptCaptions:
         self.captions = {question: there[question] for question in questions if question in there}
 
     def add(self, captions: Mapping[str, Caption]) -> None:
-        """Keep captions; a question that a server did not answer is asked again by the next run."""
+        """Keep captions on disk; a question that a server did not answer is asked again by the next run."""
         self.captions.update(captions)
         if self.file is None:
             return
@@ -52,6 +53,8 @@ class KeptCaptions:
         make_folder(self.file.parent)
         with self.file.open("a", encoding="utf-8") as file:
             file.write("".join(f"{line}\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
 
     def discard(self) -> None:
         """Remove the file."""
@@ -61,20 +64,25 @@ class KeptCaptions:
     def _read(self) -> dict[str, Caption]:
         if self.file is None or not self.file.is_file():
             return {}
-        text = self.file.read_bytes().decode("utf-8", errors="replace")
-        found = dict(filter(None, map(self._parsed, text.split("\n"))))
-        whole = "".join(f"{self._line(question, caption)}\n" for question, caption in found.items())
-        if whole != text:
+        found, is_whole = {}, True
+        with self.file.open("rb") as lines:
+            for line in lines:
+                if (parsed := self._parsed(line)) is None:
+                    is_whole = False
+                else:
+                    found[parsed[0]] = parsed[1]
+        if not is_whole:
             logger.warning("Damaged lines in %s are not used: their captions are made again.", self.file)
-            write_whole(self.file, whole, sync=False)
+            kept = (f"{self._line(question, caption)}\n" for question, caption in found.items())
+            write_whole(self.file, "".join(kept), sync=False)
         return found
 
-    def _parsed(self, line: str) -> tuple[str, Caption] | None:
+    def _parsed(self, line: bytes) -> tuple[str, Caption] | None:
         """Question and caption of a line; None if it is not a line that this key's `add` wrote."""
         try:
             note = json.loads(line)
             question, caption = note["question"], Caption(note["caption"], note["cut"])
-            return (question, caption) if self._line(question, caption) == line else None
+            return (question, caption) if f"{self._line(question, caption)}\n".encode() == line else None
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
 

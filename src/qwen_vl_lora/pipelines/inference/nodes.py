@@ -24,15 +24,16 @@ def caption_pictures(
     inference = settings.inference
     place = named_place(inference.images)
     gathered = gather_pictures([place], settings.image, recursive=inference.recursive)
-    from qwen_vl_lora.evaluation.inference import CaptionNotes, caption_gathered, choose_captioner
+    from qwen_vl_lora.evaluation.inference import caption_gathered, choose_captioner
+    from qwen_vl_lora.evaluation.kept_captions import KeptCaptions
     from qwen_vl_lora.evaluation.outputs import Outputs
     from qwen_vl_lora.evaluation.settings import settings_for
 
     if adapter is not None:
         settings = settings_for(adapter, settings, inference.settings_from, asks=True)
     captioner = choose_captioner(base_model, adapter, settings)
-    notes = CaptionNotes(workspace.folder("inference") / f"{captioner.key}.jsonl")
+    kept = KeptCaptions(workspace.folder("inference"), captioner.key, gathered.usable)
     outputs = Outputs(inference.output, place, gathered.named)
-    captions = caption_gathered(captioner, gathered, notes, outputs.left_out(notes.captions))
-    outputs.write(notes.captions)
-    return captions, draw_sheet({name: caption.text for name, caption in notes.captions.items()}, gathered.images)
+    captions = caption_gathered(captioner, gathered, kept, outputs.left_out(kept.captions))
+    outputs.write(kept.captions)
+    return captions, draw_sheet({name: caption.text for name, caption in kept.captions.items()}, gathered.images)
