@@ -29,8 +29,8 @@ NEWEST = 50
 def watch(recipe: str | None, port: int, browser: bool) -> None:
     """Show curves, metrics and pictures of the runs of a recipe in the browser, without an account.
 
-    The board is SwanLab's or TensorBoard, whichever is installed; if neither is, a message says what to install. Runs
-    that are not on the board yet are added from what they stored. The page answers only the browser of this machine,
+    The board is the one that is installed; if none is, a message says which to install. Runs that are not on the board
+    yet are added from what they stored. The page answers only the browser of this machine,
     and nothing can be changed in it.
     """
     project = project_folder()

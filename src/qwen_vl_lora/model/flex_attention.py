@@ -6,9 +6,10 @@ others do. So it is registered under a name of its own, with the mask passed as 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 FLEX = "flex_attention"
 """The value of the parameter `attention`."""
