@@ -169,7 +169,7 @@ def test_a_server_may_die_and_come_back_in_the_middle(run, newest, project, tmp_
     with transformers_serve(TINY_BASE, tmp_path, port):
         run("inference", inference=served, **ON_TINY_BASE)
     assert here.equals(captions_of(newest))
-    lines = [json.loads(line)["sha256"] for line in (set(notes.iterdir()) - old).pop().read_text().splitlines()]
+    lines = [json.loads(line)["question"] for line in (set(notes.iterdir()) - old).pop().read_text().splitlines()]
     assert len(lines) == len(set(lines)) == 200
 
 
