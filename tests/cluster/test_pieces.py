@@ -10,6 +10,11 @@ from qwen_vl_lora.exceptions import ClusterError, DataFormatError
 CPU = torch.device("cpu")
 
 
+def results_of(*given):
+    """Results by the number of their piece."""
+    return {done.number: done.result for done in in_pieces(*given)}
+
+
 def done_by(folder):
     """Numbers of the pieces that each process finished."""
     return {file.name: [int(line) for line in file.read_text().splitlines()] for file in folder.glob("done by *")}
@@ -19,7 +24,7 @@ def done_by(folder):
 def test_every_piece_is_done_once_and_told_with_its_number(tmp_path, mark, processes, caplog):
     with caplog.at_level("INFO"):
         squares = Squares(tmp_path, together=processes)
-        results = dict(in_pieces(squares, iter(range(5, 25)), cluster(processes=processes), CPU))
+        results = results_of(squares, iter(range(5, 25)), cluster(processes=processes), CPU)
     assert results == {number: (5 + number) ** 2 for number in range(20)}
     done = done_by(tmp_path)
     assert len(done) == processes
@@ -28,21 +33,21 @@ def test_every_piece_is_done_once_and_told_with_its_number(tmp_path, mark, proce
 
 
 def test_the_share_of_a_process_that_is_killed_is_repeated(tmp_path, mark, caplog):
-    results = dict(in_pieces(Squares(tmp_path, {3: "killed", 9: "killed"}), range(20), cluster(), CPU))
+    results = results_of(Squares(tmp_path, {3: "killed", 9: "killed"}), range(20), cluster(), CPU)
     assert results == {number: number**2 for number in range(20)}
     assert caplog.text.count("A process was killed. Its share is repeated") == 2
 
 
 def test_a_piece_that_kills_every_process_ends_the_work(tmp_path, mark):
     with pytest.raises(ClusterError, match=r"Processes were killed 3 times without finishing a piece"):
-        dict(in_pieces(Squares(tmp_path, {0: "always killed"}), range(1), cluster(), CPU))
+        results_of(Squares(tmp_path, {0: "always killed"}), range(1), cluster(), CPU)
 
 
 def test_an_error_of_a_piece_is_raised_as_it_is(tmp_path, mark):
     with pytest.raises(DataFormatError, match=r"^Picture 7 is bad\. Take another\.$"):
-        dict(in_pieces(Squares(tmp_path, {7: "expected"}), range(20), cluster(), CPU))
+        results_of(Squares(tmp_path, {7: "expected"}), range(20), cluster(), CPU)
 
 
 def test_a_process_that_hangs_ends_the_work(tmp_path, mark):
     with pytest.raises(ClusterError, match="No piece was finished for 15 s"):
-        dict(in_pieces(Squares(tmp_path, {1: "busy"}), range(2), cluster(timeout=15), CPU))
+        results_of(Squares(tmp_path, {1: "busy"}), range(2), cluster(timeout=15), CPU)

@@ -122,8 +122,8 @@ def play(scene: str) -> dict:
             place = Path("pieces")
             place.mkdir()
             work = Squares(place.absolute(), {3: "killed"})
-            given = dict(in_pieces(work, range(20), cluster(address=ADDRESS), torch.device("cpu")))
-            return {"given": [given[number] for number in sorted(given)]}
+            done = sorted(in_pieces(work, range(20), cluster(address=ADDRESS), torch.device("cpu")))
+            return {"given": [one.result for one in done]}
         if scene == "pictures":
             return _check_pictures(ADDRESS)
         if scene == "who":

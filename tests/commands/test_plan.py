@@ -75,6 +75,32 @@ def test_a_plan_foresees_what_the_training_then_did(finished, plan):
     assert files(finished) == before
 
 
+def test_each_stage_takes_as_long_as_the_last_run_says(finished, plan):
+    foreseen = json.loads(plan(finished, "--json", "--within", "1.5min", "--params", SAME))
+    (record,) = (finished / "data/08_reporting/tiny/runs").glob("*/record.json")
+    did = json.loads(record.read_text())["work"]
+    stages = {stage["name"]: stage for stage in foreseen["stages"]}
+    assert list(stages) == ["collect_samples", "encode_images", "train_adapter", "generate_captions"]
+    for name, work in did.items():
+        assert sum(work["processes"].values()) == work["count"] == stages[name]["count"]
+        assert work["unit"] == stages[name]["unit"]
+        assert stages[name]["seconds"] == pytest.approx(work["count"] / work["per_second"])
+        assert record.parent.name in stages[name]["pace"]["source"]
+    assert stages["train_adapter"]["seconds"] == foreseen["seconds"]
+    assert foreseen["within"] == {"seconds": 90, "processes": 1, "left_out": []}
+    assert foreseen["stored_pictures"] == sum(
+        path.stat().st_size for path in (finished / "data/02_intermediate/tiny/images/files").rglob("*.png")
+    )
+    page = " ".join(plan(finished, "--within", "0.001", "--params", SAME).split())
+    assert "stored features pay" in page
+    assert "processes are enough for below 1 s, by calculation" in page
+    other = json.loads(plan(finished, "--json", "--params", f"{SAME},image.resized_height=56"))
+    paces = {stage["name"]: stage["pace"] for stage in other["stages"]}
+    assert paces["collect_samples"]
+    assert paces["encode_images"] is paces["generate_captions"] is None
+    assert "'soon' is not a time; use e.g. 90min, 2h or 3d" in plan(finished, "--within", "soon")
+
+
 def test_before_any_run_the_source_gives_the_same_numbers(finished, plan, tmp_path, base_path):
     fresh = make_project(tmp_path / "fresh")
     before = files(fresh)

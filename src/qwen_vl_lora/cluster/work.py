@@ -6,13 +6,14 @@ import collections
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from qwen_vl_lora.cluster import local
 from qwen_vl_lora.cluster.listening import Listener, OnRow
 from qwen_vl_lora.cluster.rank import Job
 from qwen_vl_lora.exceptions import DeviceError
 from qwen_vl_lora.parameters import ClusterParameters
+from qwen_vl_lora.runs.run import THIS_PROCESS
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,19 @@ logger = logging.getLogger(__name__)
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
+
+
+class Finished(NamedTuple, Generic[Result]):
+    """A piece of work that is done.
+
+    Attributes:
+        number: of the piece.
+        process: the name of the process that did it.
+    """
+
+    number: int
+    result: Result
+    process: str
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,7 @@ def in_pieces(
     pieces: Iterable[Piece],
     cluster: ClusterParameters,
     device: torch.device | None = None,
-) -> Iterator[tuple[int, Result]]:
+) -> Iterator[Finished[Result]]:
     """Call `work(piece)` for every piece, in whichever process is free. Pieces of a process that dies are repeated.
 
     Args:
@@ -110,7 +124,7 @@ def in_pieces(
         device: None for work without torch, which is then not imported.
 
     Yields:
-        The number of a piece and its result, as they are finished.
+        Pieces as they are finished.
 
     Raises:
         QwenVLLoraError: an error of `work`.
@@ -119,7 +133,7 @@ def in_pieces(
     size = size_of(cluster, device)
     if size.processes == 1:
         for number, piece in enumerate(pieces):
-            yield number, work(piece)
+            yield Finished(number, work(piece), THIS_PROCESS)
         return
     kind = device.type if device else ""
     if cluster.address is None:
@@ -131,6 +145,6 @@ def in_pieces(
     shares: collections.Counter[str] = collections.Counter()
     for number, result, who in finished:
         shares[who] += 1
-        yield number, result
+        yield Finished(number, result, who)
     said = ", ".join(f"{who}: {count}" for who, count in sorted(shares.items()))
     logger.info("%s: %d pieces in %d processes (%s).", type(work).__name__, shares.total(), len(shares), said)

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from qwen_vl_lora.training.plan import Plan, Spread
+    from qwen_vl_lora.training.stages import FeatureUse, Within
 
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|sec|m|min|h|hours?|d|days?)?", re.IGNORECASE)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:gi?b)?", re.IGNORECASE)
 
 
@@ -34,6 +37,18 @@ class GpuMemory(click.ParamType):
         return round(float(match[1]) * 2**30)
 
 
+class Duration(click.ParamType):
+    """Seconds of a time such as `90min` or `2h`; a number alone is seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        match = _DURATION.fullmatch(str(value).strip())
+        if match is None or not float(match[1]):
+            self.fail(f"{value!r} is not a time; use e.g. 90min, 2h or 3d", param, ctx)
+        return float(match[1]) * _SECONDS[(match[2] or "s")[0].lower()]
+
+
 @click.command()
 @click.option(
     "--env",
@@ -47,6 +62,7 @@ class GpuMemory(click.ParamType):
 @click.option(
     "--samples-per-second", type=click.FloatRange(min=0, min_open=True), help="Speed to estimate the time from."
 )
+@click.option("--within", type=Duration(), metavar="2h", help="Show how many processes are enough for this time.")
 @click.option("--from-source", is_flag=True, help="Read the source even if data_engineering has run.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, sizes in bytes.")
 def plan(
@@ -54,20 +70,22 @@ def plan(
     params: dict[str, Any],
     gpu_memory: int | None,
     samples_per_second: float | None,
+    within: float | None,
     from_source: bool,
     as_json: bool,
 ) -> None:
-    """Show what a training will take: samples, steps, tokens, disk, GPU memory and time.
+    """Show what a run will take: samples, steps, tokens, disk, GPU memory and the time of each stage.
 
     Nothing is downloaded, computed on a GPU or written. The data come from the newest data_engineering run or,
-    without one, from the source. The time follows from --samples-per-second, or from an earlier training of the
-    recipe. Without either, a table has rough times for usual GPUs: an estimate, not a measurement.
+    without one, from the source. The time of a stage follows from the speed of the recipe's earlier runs with this base
+    and picture size, that of training also from --samples-per-second. Without a training's speed, a table has rough
+    times for usual GPUs: an estimate, not a measurement.
     """
     keep_stdout_for_results()
     from kedro.framework.session import KedroSession
 
     from qwen_vl_lora.parameters import validate_parameters
-    from qwen_vl_lora.session.planning import find_base, find_data, find_speed
+    from qwen_vl_lora.session.planning import find_base, find_data, find_paces, find_speed
     from qwen_vl_lora.session.sound_settings import refuse_tiny_settings, stated_keys
     from qwen_vl_lora.training.plan import make_plan
 
@@ -76,15 +94,16 @@ def plan(
         context = session.load_context()
         parameters = validate_parameters(dict(context.params))
         data = find_data(context, parameters, from_source=from_source)
-        speed = find_speed(context.catalog, samples_per_second)
+        speed = find_speed(context.catalog, samples_per_second, parameters)
+        paces = find_paces(context, parameters)
         base = find_base(context.catalog)
         refuse_tiny_settings(base.name, base.geometry.parameters, parameters, stated_keys(context))
-        made = make_plan(base, data, parameters, gpu_memory, speed)
+        made = make_plan(base, data, parameters, gpu_memory, speed, paces, within)
     if as_json:
         say(json.dumps(dataclasses.asdict(made), indent=1))
         return
     console = terminal()
-    console.print(_facts_table(made), _memory_table(made))
+    console.print(_facts_table(made), _memory_table(made), _stages_table(made))
     if made.rough_times:
         console.print(_times_table(made))
     for line in _remarks(made):
@@ -107,7 +126,9 @@ def _facts_table(made: Plan) -> Table:
         ("tokens of a sample", f"{_spread(made.tokens)}{about}"),
         ("longer than max_length", f"{len(made.too_long)}{_some(made.too_long)}"),
         ("image tokens of a picture", _spread(made.image_tokens) if made.image_tokens else "no pictures"),
+        ("pictures on disk", shown_bytes(made.stored_pictures) if made.stored_pictures else "no copies"),
         ("features on disk", shown_bytes(made.features)),
+        ("adapter on disk", f"{shown_bytes(made.adapter)}; a checkpoint {shown_bytes(3 * made.adapter)}"),
         ("trainable parameters", f"{made.trainable_parameters:,}"),
         ("training time", _time(made)),
     ]
@@ -131,6 +152,19 @@ def _memory_table(made: Plan) -> Table:
         mark = " ← configured" if need.is_configured else ""
         cells = [str(need.batch_size), str(need.tokens), shown_bytes(need.allocated), shown_bytes(need.needed)]
         table.add_row(*cells, f"{verdict}{mark}")
+    return table
+
+
+def _stages_table(made: Plan) -> Table:
+    from rich.table import Table
+
+    table = Table(title="Time by stage, at the speed of earlier runs", title_justify="left")
+    for heading in ("stage", "work", "time", "a process does"):
+        table.add_column(heading, justify="right" if heading in ("work", "time") else "left", overflow="fold")
+    for stage in made.stages:
+        pace = f"{stage.pace.per_second:.3g} {stage.unit}/s ({stage.pace.source})" if stage.pace else "not measured yet"
+        time = "unknown" if stage.seconds is None else _duration(stage.seconds)
+        table.add_row(stage.name, f"{stage.count:,} {stage.unit}", time, pace)
     return table
 
 
@@ -172,7 +206,31 @@ def _remarks(made: Plan) -> list[str]:
     fitting = [need.batch_size for need in made.memory if need.fits]
     if fitting and not any(need.is_configured for need in made.memory):
         lines.append(f"per_device_train_batch_size: auto would take {max(fitting)} captions, by this estimate.")
+    lines += [_on_features(made.feature_use)] if made.feature_use else []
+    lines += [_on_processes(made.within)] if made.within else []
     return [*lines, *made.notes]
+
+
+def _on_features(use: FeatureUse) -> str:
+    times = f"Training needs the features of a picture {use.uses:.2g} times"
+    took = ""
+    if use.stored_seconds is not None and use.streamed_seconds is not None and use.streamed_seconds >= 1:
+        took = f" ({_duration(use.streamed_seconds)} in place of {_duration(use.stored_seconds)} in one process)"
+    if use.pays:
+        return f"{times}: stored features pay; with vision: adapted each picture would be encoded at each use{took}."
+    return (
+        f"{times}: encoding in the stream (vision: adapted) takes the same time and needs no disk; stored features pay "
+        "from the second epoch, caption or run with the same pictures."
+    )
+
+
+def _on_processes(within: Within) -> str:
+    without = f" Without {', '.join(within.left_out)}, whose speed is unknown." if within.left_out else ""
+    processes = "1 process is" if within.processes == 1 else f"{within.processes} processes are"
+    return (
+        f"{processes} enough for {_duration(within.seconds)}, by calculation: the work of all stages divided evenly."
+        f"{without}"
+    )
 
 
 def _spread(spread: Spread) -> str:
@@ -195,4 +253,6 @@ def _time(made: Plan) -> str:
 
 def _duration(seconds: float) -> str:
     minutes = seconds / 60
+    if seconds < 1:
+        return "below 1 s"
     return f"{seconds:.0f} s" if minutes < 3 else f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.1f} h"

@@ -19,7 +19,7 @@ from qwen_vl_lora.evaluation.contenders import Side
 from qwen_vl_lora.evaluation.generation import Caption, batches_of, write_captions
 from qwen_vl_lora.evaluation.kept_captions import KeptCaptions, question_digest
 from qwen_vl_lora.evaluation.predictions import SIDES, YES_OR_NO
-from qwen_vl_lora.evaluation.served import ServedCaptioner
+from qwen_vl_lora.evaluation.served import SERVER, ServedCaptioner
 from qwen_vl_lora.exceptions import DataFormatError, ServerError
 from qwen_vl_lora.features.inputs import PictureInputs, StoredPictures, choose_pictures
 from qwen_vl_lora.features.store import FeatureStore
@@ -31,7 +31,7 @@ from qwen_vl_lora.model.devices import choose_device, usable_dtype
 from qwen_vl_lora.model.merging import merged_if_exact
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.runs.artifacts import digest, relative
-from qwen_vl_lora.runs.run import current_run
+from qwen_vl_lora.runs.run import current_run, recorded_work
 from qwen_vl_lora.runs.surroundings import ARITHMETIC, describe_computing
 from qwen_vl_lora.samples.conversations import Conversation, Message, Part, TextPart
 from qwen_vl_lora.samples.image_store import ImageStore
@@ -129,16 +129,21 @@ def caption_sides(
     missing = [[place for place, name in enumerate(names) if name not in captions.captions] for captions in kept]
     here = [number for number, side in enumerate(sides) if side.name not in servers]
     pieces = [piece for number in here for piece in writer.pieces(number, missing[number])]
-    with tqdm(total=sum(map(len, missing)), desc="captions", unit="caption", leave=False, disable=None) as bar:
-        for number, written in in_pieces(writer, pieces, settings.cluster, choose_device(settings.device)):
-            piece = pieces[number]
+    with (
+        recorded_work("generate_captions", "captions") as work,
+        tqdm(total=sum(map(len, missing)), desc="captions", unit="caption", leave=False, disable=None) as bar,
+    ):
+        for done in in_pieces(writer, pieces, settings.cluster, choose_device(settings.device)):
+            piece, written = pieces[done.number], done.result
             kept[piece.side].add({names[place]: text for place, text in zip(piece.places, written, strict=True)})
+            work.add(len(written), done.process)
             bar.update(len(written))
         for captions, places, side in zip(kept, missing, sides, strict=True):
             if side.name in servers:
                 unanswered = {names[place]: asked[place] for place in places}
                 for answers in servers[side.name].answered(images, unanswered.items(), len(captions.captions)):
                     captions.add(answers)
+                    work.add(len(answers), SERVER)
                     bar.update(len(answers))
     _require_all(kept, len(asked))
     for captions, side in zip(kept, sides, strict=True):

@@ -35,7 +35,7 @@ from qwen_vl_lora.model.merging import merged_if_exact
 from qwen_vl_lora.model.shipped_base import NOT_FOR_PHOTOGRAPHS, is_shipped
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.runs.artifacts import digest
-from qwen_vl_lora.runs.run import current_run
+from qwen_vl_lora.runs.run import THIS_PROCESS, current_run, recorded_work
 from qwen_vl_lora.samples.conversations import ask_about
 from qwen_vl_lora.samples.image_store import ImageStore
 from qwen_vl_lora.samples.named_pictures import Gathered
@@ -94,21 +94,26 @@ class Captioner:
             self._model, self._processor, prompts, encoder.pixels, generation, description, self.sampling
         )
 
-    def written(self, images: ImageStore, sha256s: Sequence[str], known: int) -> Iterator[dict[str, Caption]]:
-        """Captions of pictures in parts, as they are finished, by as many processes as `settings.cluster` says."""
+    def written(
+        self, images: ImageStore, sha256s: Sequence[str], known: int
+    ) -> Iterator[tuple[dict[str, Caption], str]]:
+        """Captions of pictures in parts, as they are finished, each with the process that wrote them.
+
+        `settings.cluster` says how many processes share the pictures.
+        """
         settings, device = self.settings, choose_device(self.settings.device)
         step = settings.generation.batch_size * _BATCHES_PER_NOTE
         if size_of(settings.cluster, device).processes > 1:
             parts = [sha256s[start : start + step] for start in range(0, len(sha256s), step)]
             write = functools.partial(self.caption, images, description=None)
-            for number, captions in in_pieces(write, parts, settings.cluster, device):
-                yield dict(zip(parts[number], captions, strict=True))
+            for done in in_pieces(write, parts, settings.cluster, device):
+                yield dict(zip(parts[done.number], done.result, strict=True)), done.process
             return
         encoder = self._encoder(images)
         prompts = self._prompts(encoder, sha256s)
         each = write_each(self._model, self._processor, prompts, encoder.pixels, settings.generation, self.sampling)
         while part := {sha256s[number]: caption for number, caption in itertools.islice(each, step)}:
-            yield part
+            yield part, THIS_PROCESS
 
     def _encoder(self, images: ImageStore) -> ChatEncoder:
         return ChatEncoder(self._processor, self.settings.image, images)
@@ -181,9 +186,13 @@ def caption_gathered(
     done = len(usable) - len(missing)
     if done:
         logger.info("%d of %d pictures are captioned already.", done, len(usable))
-    with tqdm(total=len(missing), desc="captions", unit="caption", leave=False, disable=None) as bar:
-        for captions in captioner.written(gathered.images, missing, done):
+    with (
+        recorded_work("caption_pictures", "pictures") as work,
+        tqdm(total=len(missing), desc="captions", unit="caption", leave=False, disable=None) as bar,
+    ):
+        for captions, process in captioner.written(gathered.images, missing, done):
             kept.add(captions)
+            work.add(len(captions), process)
             bar.update(len(captions))
     refused = [caption for sha256 in usable if (caption := kept.captions[sha256]).reason]
     if refused and len(refused) == len(usable):

@@ -33,6 +33,9 @@ from qwen_vl_lora.samples.image_store import ImageStore
 
 logger = logging.getLogger(__name__)
 
+SERVER = "server"
+"""The name of the servers together, where a process is named."""
+
 
 class _Asked(NamedTuple):
     """A question under way.
@@ -109,19 +112,21 @@ class ServedCaptioner:
     def caption(self, images: ImageStore, sha256s: Sequence[str], description: str | None = None) -> list[Caption]:
         """One caption for each picture, in order; one that the server refuses has a reason in place of a text."""
         captions: dict[str, Caption] = {}
-        for part in self.written(images, sha256s, known=0):
+        for part, _ in self.written(images, sha256s, known=0):
             captions.update(part)
         return [captions[sha256] for sha256 in sha256s]
 
-    def written(self, images: ImageStore, sha256s: Sequence[str], known: int) -> Iterator[dict[str, Caption]]:
-        """Captions of pictures as they come.
+    def written(
+        self, images: ImageStore, sha256s: Sequence[str], known: int
+    ) -> Iterator[tuple[dict[str, Caption], str]]:
+        """Captions of pictures as they come, each part with the name of who wrote it.
 
         Args:
             known: number of pictures that were captioned before.
         """
         asked = ((sha256, ask_about(images.by_sha256(sha256).path, self.settings.prompt)) for sha256 in sha256s)
         for part in self.answered(images, asked, known):
-            yield {str(name): caption for name, caption in part.items()}
+            yield {str(name): caption for name, caption in part.items()}, SERVER
 
     def answered(
         self, images: ImageStore, asked: Iterable[tuple[Any, Conversation]], known: int = 0

@@ -17,6 +17,7 @@ from qwen_vl_lora.features.store import SHARD_SUFFIX, FeatureStore, ImageFeature
 from qwen_vl_lora.features.tower import Encoder
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.parameters import ONE_PROCESS, ClusterParameters, ImageParameters
+from qwen_vl_lora.runs.run import recorded_work
 from qwen_vl_lora.runs.storage import file_sha256
 from qwen_vl_lora.samples.image_store import ImageStore
 
@@ -58,9 +59,13 @@ def encode_pictures(
             logger.info("Features stored by an older version (other %s) are not used.", ", ".join(parts))
         logger.info("Encoding %d of %d pictures; the others are stored.", len(wanted), len(images))
         encoder = Encoder(images, base_model, image, dtype, device, staging)
-        with tqdm(total=len(wanted), desc="encode_images", unit="image", leave=False, disable=None) as bar:
-            for _, count in in_pieces(encoder, encoder.pieces(wanted), cluster, device):
-                bar.update(count)
+        with (
+            recorded_work("encode_images", "pictures") as work,
+            tqdm(total=len(wanted), desc="encode_images", unit="image", leave=False, disable=None) as bar,
+        ):
+            for done in in_pieces(encoder, encoder.pieces(wanted), cluster, device):
+                work.add(done.result, done.process)
+                bar.update(done.result)
     else:
         logger.info("All %d pictures are encoded already.", len(images))
     return StagedShards(key, tuple(sorted(staging.glob(f"*{SHARD_SUFFIX}"))))

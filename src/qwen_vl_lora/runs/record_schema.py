@@ -27,6 +27,7 @@ def _require_path(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_require_name)]
 StoredPath = Annotated[str, Field(max_length=4096), AfterValidator(_require_path)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[int, Field(ge=0, le=2**53)]
 
 
@@ -68,6 +69,16 @@ class CaptionsFacts(_Facts):
     taken: Number = 0
 
 
+class WorkFacts(_Facts):
+    """What a node did: how much of a unit, how fast, and how much of it each process."""
+
+    unit: str
+    count: Number
+    seconds: Seconds
+    per_second: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    processes: dict[str, Number]
+
+
 class RecordFacts(_Facts):
     """The content of `record.json`."""
 
@@ -94,6 +105,8 @@ class RecordFacts(_Facts):
     made_from: list[dict[str, Any]] = []
     results: dict[str, dict[str, Any]] = {}
     captions: dict[str, CaptionsFacts] = {}
+    node_seconds: dict[str, Seconds] = {}
+    work: dict[str, WorkFacts] = {}
     packages: dict[str, str] = {}
     git: dict[str, Any] | None = None
 

@@ -5,7 +5,10 @@ A hook fills it. Artifacts read it to record what made them, and actions can be 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import collections
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,3 +86,56 @@ def at_run_end(action: Callable[[bool], None]) -> bool:
         return False
     _current.at_end.append(action)
     return True
+
+
+THIS_PROCESS = "this process"
+"""The name of the run's own process, where a process is named."""
+
+
+class Work:
+    """What a node has done so far.
+
+    Attributes:
+        shares: how much of it each process did.
+    """
+
+    def __init__(self) -> None:
+        self.shares: collections.Counter[str] = collections.Counter()
+        self._begun = time.monotonic()
+        self._first = (0, self._begun)
+
+    def add(self, count: int, process: str = THIS_PROCESS) -> None:
+        """Count what a process has finished."""
+        self.shares[process] += count
+        if not self._first[0]:
+            self._first = (count, time.monotonic())
+
+    def facts(self, unit: str) -> dict[str, Any]:
+        """For a run record. The rate leaves out the time until the first part, in which processes and models start."""
+        now, count = time.monotonic(), self.shares.total()
+        first, at = self._first
+        later, seconds = (count - first, now - at) if count > first else (count, now - self._begun)
+        return {
+            "unit": unit,
+            "count": count,
+            "seconds": round(now - self._begun, 3),
+            "per_second": round(later / max(seconds, 1e-3), 3),
+            "processes": dict(sorted(self.shares.items())),
+        }
+
+
+@contextlib.contextmanager
+def recorded_work(node: str, unit: str) -> Iterator[Work]:
+    """Context whose work stands in the run record afterwards: how much, how fast, by which processes.
+
+    Nothing is recorded if there was nothing to do, or outside of a run.
+
+    Args:
+        unit: what is counted, such as `pictures`.
+    """
+    work = Work()
+    try:
+        yield work
+    finally:
+        if _current is not None and work.shares:
+            _current.facts.setdefault("work", {})[node] = work.facts(unit)

@@ -27,6 +27,7 @@ from qwen_vl_lora.parameters import (
     ImageParameters,
     QuarantineParameters,
 )
+from qwen_vl_lora.runs.run import Work, recorded_work
 from qwen_vl_lora.samples.caption_table import CaptionTable
 from qwen_vl_lora.samples.exclusions import leave_out
 from qwen_vl_lora.samples.identity import ImageRegister, check_id, image_ids
@@ -118,11 +119,13 @@ def collect(
     with RecordsInTheMaking(folders.stage) as samples:
         gathered = _Gathered(stage, samples)
         rows = take_rows(source, captions, folders.project)
-        if stage.fetches or (cluster.address is None and cluster.processes in (1, "auto")):
-            checked = _checked_here(rows, stage, captions)
-        else:
-            checked = _checked_in_pieces(rows, PictureChecker(folders, image, source.folders, captions), cluster)
-        gathered.add_all(checked, captions, "collect_samples")
+        with recorded_work("collect_samples", "rows") as work:
+            if stage.fetches or (cluster.address is None and cluster.processes in (1, "auto")):
+                checked = _checked_here(rows, stage, captions, work)
+            else:
+                check = PictureChecker(folders, image, source.folders, captions)
+                checked = _checked_in_pieces(rows, check, cluster, work)
+            gathered.add_all(checked, captions, "collect_samples")
         gathered.require_good_share(quarantine.max_share)
         stage.finish()
         return gathered.to_outputs(folders, captions)
@@ -207,12 +210,19 @@ def _num_threads() -> int:
     return max(2, min(16, os.cpu_count() or 1))
 
 
-def _checked_here(rows: Iterable[Row], stage: ImageStage, captions: CaptionsParameters) -> _CheckedRows:
+def _checked_here(
+    rows: Iterable[Row], stage: ImageStage, captions: CaptionsParameters, work: Work | None = None
+) -> _CheckedRows:
     """Check rows with threads of this process; yield each with its outcome, in their order."""
-    return map_in_order(lambda row: (row, _check_row(row, stage, captions)), rows, _num_threads())
+    for checked in map_in_order(lambda row: (row, _check_row(row, stage, captions)), rows, _num_threads()):
+        if work is not None:
+            work.add(1)
+        yield checked
 
 
-def _checked_in_pieces(rows: Iterable[Row], check: PictureChecker, cluster: ClusterParameters) -> _CheckedRows:
+def _checked_in_pieces(
+    rows: Iterable[Row], check: PictureChecker, cluster: ClusterParameters, work: Work
+) -> _CheckedRows:
     """Check rows with other processes; yield each with its outcome, in their order."""
     given: dict[int, list[Row]] = {}
     finished: dict[int, list[_Outcome]] = {}
@@ -223,8 +233,9 @@ def _checked_in_pieces(rows: Iterable[Row], check: PictureChecker, cluster: Clus
             yield piece
 
     following = 0
-    for number, outcomes in in_pieces(check, pieces(), cluster):
-        finished[number] = outcomes
+    for done in in_pieces(check, pieces(), cluster):
+        finished[done.number] = done.result
+        work.add(len(done.result), done.process)
         while following in finished:
             yield from zip(given.pop(following), finished.pop(following), strict=True)
             following += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from kedro.framework.context import KedroContext
 from kedro.io import CatalogProtocol
@@ -19,6 +19,7 @@ from qwen_vl_lora.samples.outlook import look_ahead, typical_captions
 from qwen_vl_lora.samples.source import Source, as_source
 from qwen_vl_lora.samples.splitting import deal
 from qwen_vl_lora.training.plan import PlannedBase, PlannedData, Speed
+from qwen_vl_lora.training.stages import Pace
 
 _SIDE_FILES = 12 * 10**6
 """Bytes of tokenizer and configuration files beside the weights of a published checkpoint."""
@@ -115,16 +116,45 @@ def _stored_data(context: KedroContext, parameters: Parameters) -> PlannedData:
     )
 
 
-def find_speed(catalog: CatalogProtocol, stated: float | None) -> Speed | None:
-    """Return the given throughput, else that of the newest training of this recipe, else None."""
+def find_speed(catalog: CatalogProtocol, stated: float | None, parameters: Parameters) -> Speed | None:
+    """Return the given throughput, that of all processes together; else the newest training's; else None."""
     if stated is not None:
-        return Speed(stated, "stated")
+        processes = parameters.cluster.processes
+        return Speed(stated, "stated", 1 if processes == "auto" else processes)
     summaries: Any = catalog["training_summary"]
     if not summaries.exists():
         return None
     summary = summaries.load()
     version = summaries.resolve_load_version()
-    return Speed(summary["samples_per_second"], f"measured by training {version} on {summary['device']}")
+    source = f"measured by training {version} on {summary['device']}"
+    return Speed(summary["samples_per_second"], source, summary.get("ranks", 1))
+
+
+_DEPENDS_ON = {
+    "collect_samples": (),
+    "encode_images": ("resized_height", "resized_width", "min_pixels", "max_pixels"),
+    "generate_captions": ("resized_height", "resized_width", "min_pixels", "max_pixels"),
+}
+"""Keys of `image` on which the speed of a node depends, besides the base."""
+
+
+def find_paces(context: KedroContext, parameters: Parameters) -> dict[str, Pace]:
+    """Return the newest measured speed of each node that this recipe has run with this base and picture size."""
+    recipe = parameters.recipe or context.config_loader["globals"]["recipe"]
+    image = parameters.image.model_dump()
+    base = str(cast("Any", context.catalog["base_model"])._describe()["model"])
+    paces: dict[str, Pace] = {}
+    for record in reversed(read_records(runs_folder(Path(context.project_path), recipe))):
+        theirs = record.facts.get("parameters", {}).get("image", {})
+        for node, keys in _DEPENDS_ON.items():
+            work = record.facts.get("work", {}).get(node)
+            is_alike = all(theirs.get(key) == image[key] for key in keys)
+            if keys and (record.facts.get("base_model") or {}).get("name") != base:
+                is_alike = False
+            if work and work["per_second"] and node not in paces and is_alike:
+                source = f"measured by run {record.id} on {record.facts.get('device') or 'cpu'}"
+                paces[node] = Pace(work["per_second"] / len(work["processes"]), source)
+    return paces
 
 
 def _sha(path: str) -> str:

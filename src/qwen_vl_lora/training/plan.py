@@ -1,15 +1,15 @@
 """What a training will need, computed in advance without a GPU or weights. Nothing is written.
 
 Training's own code plans rows and forward passes, so samples, steps and token counts are exact for the given
-conversations. Memory is `training.memory`'s estimate. Time is the number
-of samples over the throughput, or the rough estimate of `training.duration`.
+conversations. Memory is `training.memory`'s estimate. Time is the number of samples over the throughput, or the rough
+estimate of `training.duration`; the other stages take the speed that earlier runs had (`training.stages`).
 """
 
 from __future__ import annotations
 
 import heapq
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,7 +33,8 @@ from qwen_vl_lora.training.memory import (
     changes,
     largest_pass,
 )
-from qwen_vl_lora.training.rows import StepSampler, check_rows, share_groups
+from qwen_vl_lora.training.rows import StepSampler, check_rows, group_rows, share_groups
+from qwen_vl_lora.training.stages import FeatureUse, Pace, Stage, Within, feature_use, processes_within, stages_of
 
 MOST_SIZES = 8
 """Most batch sizes that a plan lists: powers of two up to a step's captions."""
@@ -115,10 +116,11 @@ class BatchNeed:
 
 @dataclass(frozen=True)
 class Speed:
-    """Samples per second, and the source of the figure."""
+    """Samples per second, the source of the figure, and the processes that reached it together."""
 
     samples_per_second: float
     source: str
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,15 @@ class Plan:
         too_long: ids of samples that `max_length` leaves out.
         stops_on_too_long: whether those are more than `quarantine.max_share`.
         image_tokens: of one picture.
+        stored_pictures: copies of pictures; 0 with `image.storage: reference`.
         features: stored image features of all splits.
+        adapter: one adapter; a checkpoint has about three times its size.
+        feature_use: whether storing features pays; None without pictures.
         changes: settings that need less memory, if the configured size does not fit.
         seconds: of training alone, without encoding and evaluation; None without a speed.
         rough_times: estimates for usual GPUs, without a speed.
+        stages: the time of each node that takes long, with the configured processes.
+        within: processes that are enough for a given time.
     """
 
     base: str
@@ -152,7 +159,10 @@ class Plan:
     too_long: list[str]
     stops_on_too_long: bool
     image_tokens: Spread | None
+    stored_pictures: int
     features: int
+    adapter: int
+    feature_use: FeatureUse | None
     trainable_parameters: int
     dtype: str
     memory: list[BatchNeed]
@@ -161,17 +171,27 @@ class Plan:
     speed: Speed | None
     seconds: float | None
     rough_times: list[RoughTime]
+    stages: list[Stage]
+    within: Within | None
     notes: list[str]
 
 
 def make_plan(
-    base: PlannedBase, data: PlannedData, parameters: Parameters, gpu_memory: int | None, speed: Speed | None
+    base: PlannedBase,
+    data: PlannedData,
+    parameters: Parameters,
+    gpu_memory: int | None,
+    speed: Speed | None,
+    paces: Mapping[str, Pace],
+    within: float | None = None,
 ) -> Plan:
     """Compute the plan of a training.
 
     Args:
         gpu_memory: bytes of the GPU that the training should fit in.
         speed: throughput for the time estimate.
+        paces: the speed of the other nodes, by name.
+        within: seconds that all stages may take, for the number of processes.
 
     Raises:
         DataFormatError: if there is nothing to train on.
@@ -195,6 +215,17 @@ def make_plan(
     steps = _steps(train, parameters, per_step)
     captions = steps / -(-len(train) // per_step) * len(train)
     long = [item.id for item in encoded if len(item.ids) > parameters.max_length]
+    held_out = len(data.validation) + len(data.test)
+    counts = {
+        "collect_samples": len(encoded) + held_out + data.rejected,
+        "encode_images": len(data.images) if frozen else 0,
+        "train_adapter": round(captions),
+        "generate_captions": 2 * len({conversation.turns[:-1] for conversation in data.test}),
+    }
+    if speed is not None:
+        paces = {**paces, "train_adapter": Pace(speed.samples_per_second / speed.processes, speed.source)}
+    stages = stages_of(counts, paces, _ranks(parameters))
+    rows = group_rows(train, parameters.rows, parameters.max_length)
     return Plan(
         base=base.name,
         base_is_here=base.is_here,
@@ -210,15 +241,20 @@ def make_plan(
         too_long=long,
         stops_on_too_long=len(long) > parameters.quarantine.max_share * len(encoded),
         image_tokens=Spread.of(images) if images else None,
+        stored_pictures=sum(entry.bytes for entry in data.images) if parameters.image.storage == "copy" else 0,
         features=sum(images) * token_bytes if frozen else 0,
+        adapter=model.lora_parameters * BYTES_OF_DTYPE["float32"],
+        feature_use=feature_use(rows, captions / len(train), len(data.images), paces.get("encode_images")),
         trainable_parameters=model.lora_parameters,
         dtype=arguments.dtype,
         memory=needs,
         gpu_memory=gpu_memory,
         changes=lighter,
         speed=speed,
-        seconds=captions / speed.samples_per_second if speed else None,
+        seconds=next(stage.seconds for stage in stages if stage.name == "train_adapter"),
         rough_times=[] if speed else rough_times(model, train, parameters, steps, _asked(needs, parameters).needed),
+        stages=stages,
+        within=None if within is None else processes_within(within, stages),
         notes=_notes(parameters, base.family, encoder.sizer),
     )
 
