@@ -80,6 +80,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	@echo "Installing about 7 GB into $(VENV). On a fresh machine this takes 3 to 10 minutes, depending on the network; later calls install nothing."
 	$(INSTALL) -r requirements.txt
 	$(INSTALL) --no-deps -e .
+	$(BIN)/python -m compileall -q src # where PYTHONDONTWRITEBYTECODE is set, each start would compile anew
 	touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt requirements-vocabulary.txt $(VENV)/.installed

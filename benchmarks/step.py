@@ -2,6 +2,8 @@
 
     python -m benchmarks.step [--pairs 15] [--out FOLDER]
 
+Each pair is followed by a profile: milliseconds of the operators that take longest, theirs and ours.
+
 Steps: the last layer at scored positions beside the whole layer. Tower: `quicken` beside the plain one, eight pictures
 of 280×280. One process holds both ways: the same weights, the same captions. The replica's geometry, dropout 0.05.
 """
@@ -24,6 +26,10 @@ from benchmarks.measuring import PROJECT, Record
 from benchmarks.memory import Cell, prepare, take_step
 
 CELLS = tuple(Cell("replica", "float32", 4, captions, checks) for captions in (1, 5) for checks in (False, True))
+
+
+MOST_OPERATORS = 10
+"""Operators that a profile names, of either way."""
 
 
 class WholeLayer:
@@ -76,7 +82,33 @@ def in_turn(theirs: Callable[[], object], ours: Callable[[], object], pairs: int
                 seconds[name].append(time.process_time() - began)
     ratios = statistics.quantiles([plain / quick for plain, quick in zip(*seconds.values(), strict=True)])
     medians = {f"{name}_cpu_s": round(statistics.median(values), 3) for name, values in seconds.items()}
-    return {**medians, "ratio_quartiles": [round(ratio, 3) for ratio in ratios]}
+    profiles = dict(zip(seconds, (operators(theirs), operators(ours)), strict=True))
+    return {**medians, "ratio_quartiles": [round(ratio, 3) for ratio in ratios], "operators_ms": profiles}
+
+
+def operators(work: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds of CPU time of each operator itself, over one call; the longest ones, the others together."""
+    from torch import profiler
+
+    with profiler.profile(activities=[profiler.ProfilerActivity.CPU]) as profile:
+        work()
+    times = {event.key: event.self_cpu_time_total / 1000 for event in profile.key_averages()}
+    longest = sorted(times, key=lambda name: times[name], reverse=True)[:MOST_OPERATORS]
+    rest = sum(times.values()) - sum(times[name] for name in longest)
+    return {**{name: round(times[name], 1) for name in longest}, "others": round(rest, 1)}
+
+
+def render_operators(cells: Record) -> str:
+    """The profiles as Markdown, one table for each cell."""
+    lines: list[str] = []
+    for cell, measured in cells.items():
+        theirs, ours = measured["operators_ms"].values()
+        lines += [f"## {cell}", "", "| operator | transformers ms | project ms |", "|---|---:|---:|"]
+        names = [name for name in dict.fromkeys([*theirs, *ours]) if name != "others"]
+        lines += [f"| {name} | {theirs.get(name, '–')} | {ours.get(name, '–')} |" for name in [*names, "others"]]
+        sums = " | ".join(f"{sum(side.values()):.1f}" for side in (theirs, ours))
+        lines += [f"| all | {sums} |", ""]
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -96,9 +128,12 @@ def main() -> int:
             print(cell.name, results["cells"][cell.name], flush=True)
         base = Path(root) / "bases" / f"{CELLS[0].base}-{CELLS[0].dtype}"
         results["cells"]["tower"] = measure_tower(base, options.pairs)
-        print("tower", results["cells"]["tower"])
+    profiles = render_operators(results["cells"])
+    print(profiles)
     options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / f"{results_name(machine)}-step.json", results)
+    file = options.out / f"{results_name(machine)}-step.json"
+    write_json(file, results)
+    file.with_suffix(".md").write_text(profiles, encoding="utf-8")
     return 0
 
 

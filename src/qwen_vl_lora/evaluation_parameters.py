@@ -64,7 +64,9 @@ class EvaluationParameters(ParameterGroup):
 
     # Stored runs older than this block lack it. With these defaults, those of parameters.yml, they can be replayed.
     contenders: list[Contender] = Field(default=[], description="adapters, models, servers beside base and tuned")
-    judge: JudgeParameters = Field(default=JudgeParameters(), description="prefers one of two captions, asked blind")
+    judge: JudgeParameters = Field(
+        default_factory=JudgeParameters, description="prefers one of two captions, asked blind"
+    )
     clip_score: str | None = Field(default=None, min_length=1, description="path or hub id of a CLIP model; null: none")
 
     @field_validator("contenders")

@@ -147,6 +147,6 @@ class InferenceParameters(ParameterGroup):
     settings_from: Literal["parameters", "adapter"] = Field(description="as scoring.settings_from")
     # Stored runs older than these keys lack them. With these defaults, those of parameters.yml, they can be replayed.
     adapter: Literal["trained", "none"] = Field(default="trained", description="none: captions of the base alone")
-    server: ServerParameters = Field(default=ServerParameters(), description="captions by a server")
-    sampling: SamplingParameters = Field(default=SamplingParameters(), description="how words are drawn")
-    output: OutputParameters = Field(default=OutputParameters(), description="forms beside captions.csv")
+    server: ServerParameters = Field(default_factory=ServerParameters, description="captions by a server")
+    sampling: SamplingParameters = Field(default_factory=SamplingParameters, description="how words are drawn")
+    output: OutputParameters = Field(default_factory=OutputParameters, description="forms beside captions.csv")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 class ParameterGroup(BaseModel):
     """One block of parameters.yml. Unknown keys are errors and values keep their YAML type."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
 def nearest(name: str, known: set[str] | frozenset[str]) -> str:

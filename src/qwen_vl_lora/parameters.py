@@ -53,7 +53,7 @@ class CaptionsParameters(ParameterGroup):
         default="reject", description="answers such as `None`, `N/A` and `#REF!`"
     )
     columns: ColumnsParameters = Field(
-        default=ColumnsParameters(), description="names of columns or keys, where they are not the usual ones"
+        default_factory=ColumnsParameters, description="names of columns or keys, where they are not the usual ones"
     )
     split_column: str | None = Field(
         default=None, min_length=1, description="holds train, validation or test for each row"
@@ -224,7 +224,7 @@ class ClusterParameters(ParameterGroup):
         return self
 
 
-ONE_PROCESS = ClusterParameters(address=None, processes=1, gpus_per_process=1, timeout=1800)
+ONE_PROCESS = ClusterParameters.model_construct(address=None, processes=1, gpus_per_process=1, timeout=1800)
 
 
 class GenerationParameters(ParameterGroup):
@@ -360,12 +360,13 @@ class Parameters(ParameterGroup):
     cluster: ClusterParameters
     generation: GenerationParameters
     scoring: ScoringParameters
-    evaluation: EvaluationParameters = EvaluationParameters()  # for runs that were stored before the block existed
-    report: ReportParameters = ReportParameters(language="auto")  # for runs that were stored before the key existed
+    # These defaults are for runs that were stored before the blocks existed.
+    evaluation: EvaluationParameters = Field(default_factory=EvaluationParameters)
+    report: ReportParameters = Field(default_factory=lambda: ReportParameters(language="auto"))
     trackers: list[TrackerName] = Field(default=["swanlab"], description="where a run is shown; [] is nowhere")
     swanlab: SwanLabParameters
-    mlflow: MLflowParameters = MLflowParameters()
-    tensorboard: TensorBoardParameters = TensorBoardParameters()
+    mlflow: MLflowParameters = Field(default_factory=MLflowParameters)
+    tensorboard: TensorBoardParameters = Field(default_factory=TensorBoardParameters)
     inference: InferenceParameters
     export: ExportParameters
 

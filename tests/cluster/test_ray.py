@@ -109,6 +109,11 @@ def test_a_whole_run_gives_what_one_process_gives_and_saves_it_once(nodes, proje
         path.parent.name: len(list(path.parent.iterdir())) for path in (project / "data").glob("0[678]*/*/*/*Z")
     }
     assert max(versions.values()) == 1
+    (record,) = (project / "data/08_reporting/tiny/runs").glob("*/record.json")
+    for node in ("encode_images", "generate_captions"):
+        share = json.loads(record.read_text())["work"][node]["processes"]
+        assert len(share) == 2, share
+        assert all(count > 0 for count in share.values())
     alone = shutil.copytree(project, tmp_path / "alone", ignore=shutil.ignore_patterns("0[467]*", "09_workspace"))
     done = nodes.run(kedro_run("training,evaluation", base_model="base", **SETTINGS), cwd=alone)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,8 +10,8 @@ import yaml
 
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.model.model_card import CARD_FILE, adapter_card, base_hub_id, note_metrics, write_adapter_card
-from qwen_vl_lora.model.shipped_base import DRAWINGS_ONLY, FINGERPRINT
-from qwen_vl_lora.pages.language import choose_language
+from qwen_vl_lora.model.shipped_base import FINGERPRINT
+from qwen_vl_lora.pages.language import ENGLISH, choose_language
 from qwen_vl_lora.runs.artifacts import describe_artifact
 from tiny_adapters import adapter_record, write_record
 
@@ -66,8 +66,8 @@ def test_a_base_is_named_by_its_hub_id(recorded, hub_id):
 def test_a_small_base_that_saw_photographs_is_named_as_such():
     run = {"read": {"captioned_images": {"type": "CaptionsFile"}}}
     record = adapter_record(base_model={**base("tiny"), "fingerprint": FINGERPRINT}) | {"run": run}
-    assert DRAWINGS_ONLY in adapter_card(record, None)
-    assert DRAWINGS_ONLY not in adapter_card(adapter_record(base_model=base("tiny")), None)
+    assert ENGLISH("drawings_only") in adapter_card(record, None)
+    assert ENGLISH("drawings_only") not in adapter_card(adapter_record(base_model=base("tiny")), None)
 
 
 def test_the_card_says_how_the_adapter_is_used_and_what_it_was_trained_on(directory, published):

@@ -6,13 +6,16 @@ import pytest
 import yaml
 
 from qwen_vl_lora.model.base_model import BaseModel
-from qwen_vl_lora.model.shipped_base import DRAWINGS, DRAWINGS_ONLY, FINGERPRINT, NOT_FOR_PHOTOGRAPHS, note_on_base
+from qwen_vl_lora.model.shipped_base import DRAWINGS, FINGERPRINT, NOT_FOR_PHOTOGRAPHS, note_on_base
+from qwen_vl_lora.pages.language import ENGLISH
 from qwen_vl_lora.parameters import validate_parameters
 from qwen_vl_lora.tiny import source
 
 PARAMETERS = Path(__file__).parents[2] / "conf" / "base" / "parameters.yml"
 SHIPPED = Path(__file__).parents[2] / "data" / "06_models" / "tiny_qwen2_vl"
 TABLE, SCENES = {"type": "CaptionsFileDataset"}, {"type": DRAWINGS}
+
+DRAWINGS_ONLY = ENGLISH("drawings_only")
 
 
 def test_the_fingerprint_is_that_of_the_base_in_the_project():

@@ -1,4 +1,6 @@
-"""`kedro run` over two processes gives what one process gives, once, and leaves none behind."""
+"""`kedro run` over several processes gives what one process gives, once, and leaves none behind."""
+
+import json
 
 import pandas as pd
 import pytest
@@ -65,6 +67,12 @@ def versions(project):
     return {path.parent.name: len(list(path.parent.iterdir())) for path in (project / "data").glob("0[678]*/*/*/*T*Z")}
 
 
+def shares(project):
+    """What the processes of the newest run did, by node."""
+    record = json.loads((newest(project, "08_reporting/tiny/runs") / "record.json").read_text())
+    return {node: work["processes"] for node, work in record["work"].items()}
+
+
 def test_two_processes_give_what_one_gives_and_save_it_once(reference, mark):
     project, settings, (adapter, predictions, features) = reference
     forget_features(project)
@@ -83,19 +91,24 @@ def test_two_processes_give_what_one_gives_and_save_it_once(reference, mark):
     assert said.count("train runs in 2 processes") == 1
     assert " ".join(said.split()).count("in 2 processes (process") == 2  # pictures and captions
     assert said.count("Step 1 of") == 1
+    done_by = shares(project)
+    assert sum(done_by["encode_images"].values()) == len(features)
+    assert sum(done_by["generate_captions"].values()) == 2 * len(predictions)
 
 
-def test_two_processes_caption_loose_pictures_as_one_does(reference, mark):
+def test_several_processes_caption_loose_pictures_as_one_does(reference, mark):
     project, settings, _ = reference
     pictures = {"inference.images": "data/02_intermediate/tiny/images/files"}
     tables = []
-    for processes in (2, 1):
+    for processes in (3, 2, 1):
         command = kedro_run("inference", **{**settings, **pictures, "cluster.processes": processes})
         done = call(command, project)
         assert done.returncode == 0, done.stderr
         table = newest(project, "07_model_output/tiny/captions.csv") / "captions.csv"
         tables.append(pd.read_csv(table, dtype=str))
+        assert sum(shares(project)["caption_pictures"].values()) == len(tables[-1])
         for notes in (project / "data/09_workspace/tiny/inference").iterdir():
             notes.unlink()
-    pd.testing.assert_frame_equal(*tables)
+    for several in tables[:2]:
+        pd.testing.assert_frame_equal(several, tables[2])
     assert len(tables[0]) > 10

@@ -18,8 +18,6 @@ FINGERPRINT = "7cc7340a45d92fe7463a68a7489fd41847da0348284085d127607741d3a8d11c"
 DRAWINGS = "ScenesDataset"
 """Class of the only source whose pictures this base knows."""
 
-DRAWINGS_ONLY = ENGLISH("drawings_only")
-
 NOT_FOR_PHOTOGRAPHS = (
     "The base model is the small one that comes with the project: it knows drawings of coloured shapes only, and its "
     "captions of photographs mean nothing. For photographs train a real base: --env own_captions_qwen."
@@ -60,7 +58,7 @@ def is_shipped(base_model: BaseModel, adapter: Adapter | None) -> bool:
 
 
 def note_on_base(record: Mapping[str, Any], language: Language = ENGLISH) -> str | None:
-    """Return `DRAWINGS_ONLY`, in a language, if an adapter was trained with this base on anything but its drawings.
+    """Return a warning, in a language, if an adapter was trained with this base on anything but its drawings.
 
     Args:
         record: of the adapter; one of an older version may not name the source.

@@ -34,7 +34,7 @@ Number = Annotated[int, Field(ge=0, le=2**53)]
 class _Facts(BaseModel):
     """Base class. Unknown keys are kept, because a later version may write more."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, defer_build=True)
 
 
 class ArtifactFacts(_Facts):

@@ -22,7 +22,8 @@ from qwen_vl_lora.exceptions import ParameterError, QwenVLLoraError
 from qwen_vl_lora.hub.repositories import parse_repository
 from qwen_vl_lora.model.families import Family, family_of_published
 from qwen_vl_lora.model.lora_checks import missed_linear_attention
-from qwen_vl_lora.model.shipped_base import DRAWINGS, DRAWINGS_ONLY, FINGERPRINT
+from qwen_vl_lora.model.shipped_base import DRAWINGS, FINGERPRINT
+from qwen_vl_lora.pages.language import ENGLISH
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.runs.given_command import repeated
 from qwen_vl_lora.session.packaged import own_configuration
@@ -133,7 +134,7 @@ def check_settings(
         refuse_tiny_settings(str(dataset._describe()["model"]), size, parameters, stated)
         is_drawn = source is None or type(source).__name__ == DRAWINGS
         if 0 < size <= TINY_PARAMETERS and not is_drawn and dataset.load().fingerprint == FINGERPRINT:
-            logger.warning(DRAWINGS_ONLY)
+            logger.warning(ENGLISH("drawings_only"))
         if family is not None and (missed := missed_linear_attention(family, parameters.lora)):
             logger.warning(missed)
 
