@@ -39,7 +39,7 @@ def test_the_share_of_a_process_that_is_killed_is_repeated(tmp_path, mark, caplo
 
 
 def test_a_piece_that_kills_every_process_ends_the_work(tmp_path, mark):
-    with pytest.raises(ClusterError, match=r"Processes were killed 3 times without finishing a piece"):
+    with pytest.raises(ClusterError, match=r"Processes died 3 times without finishing a piece"):
         results_of(Squares(tmp_path, {0: "always killed"}), range(1), cluster(), CPU)
 
 

@@ -171,6 +171,35 @@ def test_a_copy_that_was_scaled_and_encoded_again_looks_alike():
     assert distances[1] <= MAX_DISTANCE < distances[2]
 
 
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("size", [(240, 180), (120, 90), (700, 525)])
+def test_a_jpeg_that_is_decoded_small_looks_like_copies_of_other_sizes(image_format, size):
+    limits = image_parameters(max_source_pixels=10**6)
+    colours = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    photo = Image.fromarray(colours).resize((480, 360), Image.Resampling.BICUBIC)
+    copies = encode(photo, "JPEG", quality=90), encode(photo.resize(size), image_format)
+    looks = [np.frombuffer(inspect_image(data, limits).look, dtype=np.uint8) for data in copies]
+    assert int(np.bitwise_count(looks[0] ^ looks[1]).sum()) <= MAX_DISTANCE
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_damaged_jpeg_is_rejected_although_it_is_decoded_small(progressive):
+    limits = image_parameters(max_source_pixels=10**6)
+    data = encode(picture(3, (640, 480)), "JPEG", quality=90, progressive=progressive)
+    assert inspect_image(data, limits).width == 640
+    for share in (0.3, 0.7, 0.95, 0.995):
+        with pytest.raises(RowError, match="truncated"):
+            inspect_image(data[: int(share * len(data))], limits)
+
+
+def test_a_jpeg_of_one_colour_with_a_dot_is_not_plain_although_it_is_decoded_small():
+    plain = Image.new("RGB", (640, 480), (40, 120, 90))
+    limits = image_parameters(max_source_pixels=10**6)
+    assert inspect_image(encode(plain, "JPEG"), limits).is_plain
+    plain.paste((60, 120, 90), (300, 200, 302, 202))
+    assert not inspect_image(encode(plain, "JPEG", quality=95), limits).is_plain
+
+
 def test_the_configured_limit_is_the_limit_where_pillow_has_a_lower_one(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3_000)  # 89,478,485 by itself; it errs at twice
     for image_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,14 +22,12 @@ from typing import Any
 from qwen_vl_lora.cluster import here
 from qwen_vl_lora.cluster.faults import Fault, killed_by
 from qwen_vl_lora.cluster.listening import Listener, Signals
+from qwen_vl_lora.cluster.pieces import Worker
 from qwen_vl_lora.cluster.rank import Job, Message, run_rank, tell_fault, use_device
-from qwen_vl_lora.exceptions import ClusterError
 
 logger = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 0.5
-_ATTEMPTS = 3
-"""Times that a process may die while it works on the same pieces."""
 _START_METHOD = "spawn"
 _PR_SET_PDEATHSIG = 1
 
@@ -159,82 +157,45 @@ def _end_with(parent: int) -> None:
 # Pieces
 
 
-def run_pieces(
-    work: Callable[[Any], Any], pieces: Iterable[Any], processes: int, device: str, threads: int, timeout: int
-) -> Iterator[tuple[int, Any, str]]:
-    """Hand out pieces to processes; those of a process that dies are handed out again.
-
-    Yields:
-        The number of a piece, its result, and the name of the process that did it, as they are finished.
-
-    Raises:
-        ClusterError: if no piece is finished for `timeout` seconds, or processes die again and again.
-    """
-    waiting = iter(enumerate(pieces))
-    unfinished: dict[int, Any] = {}
-    deaths = 0
-    while deaths < _ATTEMPTS:
-        try:
-            for number, result, who in _one_pool(work, waiting, unfinished, processes, device, threads, timeout):
-                del unfinished[number]
-                deaths = 0
-                yield number, result, who
-            return
-        except BrokenProcessPool:
-            deaths += 1
-            logger.warning("A process was killed. Its share is repeated: %d pieces.", len(unfinished))
-    raise ClusterError(
-        f"Processes were killed {_ATTEMPTS} times without finishing a piece (the kernel does this when main memory is "
-        "used up; see `dmesg`). What is finished is kept. Lower cluster.processes, and give the same command again."
-    )
-
-
-def _one_pool(
-    work: Callable[[Any], Any],
-    waiting: Iterator[tuple[int, Any]],
-    unfinished: dict[int, Any],
-    processes: int,
-    device: str,
-    threads: int,
-    timeout: int,
-) -> Iterator[tuple[int, Any, str]]:
-    context = multiprocessing.get_context(_START_METHOD)
+@contextlib.contextmanager
+def workers(work: Callable[[Any], Any], processes: int, device: str, threads: int) -> Iterator[list[Worker]]:
+    """Context with processes for `pieces.hand_out`. On an error none of them is waited for."""
     before = set(multiprocessing.active_children())
-    arguments = (work, context.Value("i", 0), device, threads, os.getpid())
-    pool = ProcessPoolExecutor(processes, context, _begin, arguments)
-    tasks: dict[Future[Any], int] = {}
+    context = multiprocessing.get_context(_START_METHOD)
+    pools: dict[int, ProcessPoolExecutor] = {}
+
+    def start(number: int) -> bool:
+        pools[number] = ProcessPoolExecutor(1, context, _begin, (work, device, threads, number, os.getpid()))
+        return True
+
+    def worker(number: int) -> Worker:
+        start(number)
+        return Worker(
+            f"process {number}",
+            lambda piece: pools[number].submit(_do, piece),
+            BrokenProcessPool,
+            "A process was killed",
+            lambda: start(number),
+        )
+
     try:
-        tasks |= {pool.submit(_do, piece): number for number, piece in unfinished.items()}
-        while True:
-            while len(tasks) < 2 * processes and (more := next(waiting, None)) is not None:
-                unfinished[more[0]] = more[1]
-                tasks[pool.submit(_do, more[1])] = more[0]
-            if not tasks:
-                break
-            done, _ = wait(tasks, timeout, FIRST_COMPLETED)
-            if not done:
-                raise ClusterError(
-                    f"No piece was finished for {timeout} s: a process hangs. The limit is cluster.timeout; "
-                    "finished pieces are kept."
-                )
-            for task in done:
-                yield tasks.pop(task), *task.result()
-        pool.shutdown()
-    finally:  # on an error nothing waits for what is not needed any more
+        yield [worker(number) for number in range(processes)]
+        for pool in pools.values():
+            pool.shutdown()
+    finally:
         for child in set(multiprocessing.active_children()) - before:
             child.kill()
-        pool.shutdown(cancel_futures=True)
+        for pool in pools.values():
+            pool.shutdown(cancel_futures=True)
 
 
 _work: Callable[[Any], Any]
 
 
-def _begin(work: Callable[[Any], Any], counter: Any, device: str, threads: int, parent: int) -> None:
-    """Prepare a process of the pool."""
+def _begin(work: Callable[[Any], Any], device: str, threads: int, number: int, parent: int) -> None:
+    """Prepare a process."""
     global _work
     _end_with(parent)
-    with counter.get_lock():
-        number, counter.value = counter.value, counter.value + 1
     os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")  # read at import
     logging.disable(logging.WARNING)
     if not sys.warnoptions:
@@ -245,5 +206,5 @@ def _begin(work: Callable[[Any], Any], counter: Any, device: str, threads: int, 
     _work = work
 
 
-def _do(piece: Any) -> tuple[Any, str]:
-    return _work(piece), f"process {os.getpid()}"
+def _do(piece: Any) -> Any:
+    return _work(piece)

@@ -12,13 +12,14 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from qwen_vl_lora.cluster import here
 from qwen_vl_lora.cluster.faults import Fault
 from qwen_vl_lora.cluster.listening import Listener, Signals
+from qwen_vl_lora.cluster.pieces import Worker
 from qwen_vl_lora.cluster.rank import Job, Message, run_rank, tell_fault, use_device
 from qwen_vl_lora.exceptions import ClusterError
 from qwen_vl_lora.parameters import ClusterParameters
@@ -314,44 +315,25 @@ def _ended(ray: Any, run: Any, rank: int, name: str) -> tuple[Any, Fault | None]
     return ended
 
 
-def run_pieces(
-    work: Callable[[Any], Any], pieces: Iterable[Any], cluster: ClusterParameters, device: str
-) -> Iterator[tuple[int, Any, str]]:
-    """Hand out pieces to the cluster; the piece of a process or machine that dies is handed out again.
-
-    Yields:
-        The number of a piece, its result, and the name of the process that did it, as they are finished.
+@contextlib.contextmanager
+def workers(work: Callable[[Any], Any], cluster: ClusterParameters, device: str) -> Iterator[list[Worker]]:
+    """Context with processes for `pieces.hand_out`.
 
     Raises:
-        ClusterError: if no piece is finished for `cluster.timeout` seconds, or no process is left.
+        QwenVLLoraError: an error of `work`.
     """
     ray = _join(str(cluster.address))
     _, threads = size(cluster, device)
-    waiting, again = iter(enumerate(pieces)), collections.deque[tuple[int, Any]]()
     with _actors(ray, _Worker, cluster, device, "SPREAD", work, device, threads) as actors:
-        free, running = dict(actors), {}
-        while True:
-            while free and (more := again.popleft() if again else next(waiting, None)) is not None:
-                who, actor = free.popitem()
-                running[actor.do.remote(more[1])] = (who, actor, more)
-            if not running:
-                break
-            done, _ = ray.wait(list(running), timeout=cluster.timeout)
-            if not done:
-                raise ClusterError(
-                    f"No piece was finished for {cluster.timeout} s: {', '.join(who for who, *_ in running.values())}. "
-                    "The limit is cluster.timeout; finished pieces are kept."
+        try:
+            yield [
+                Worker(
+                    name,
+                    lambda piece, actor=actor: actor.do.remote(piece).future(),  # type: ignore[misc]
+                    ray.exceptions.RayActorError,
+                    f"{name} was lost: it was killed, or its machine is gone",
                 )
-            who, actor, piece = running.pop(done[0])
-            try:
-                result = ray.get(done[0])
-            except ray.exceptions.RayActorError as error:
-                again.append(piece)
-                logger.warning("%s was lost: it was killed, or its machine is gone. Its share is repeated.", who)
-                if not running and not free:
-                    raise ClusterError(f"The last process of the cluster was lost: {who}.") from error
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from error
-            else:
-                free[who] = actor
-                yield piece[0], result, who
+                for name, actor in actors.items()
+            ]
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error

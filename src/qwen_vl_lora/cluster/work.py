@@ -6,10 +6,11 @@ import collections
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qwen_vl_lora.cluster import local
 from qwen_vl_lora.cluster.listening import Listener, OnRow
+from qwen_vl_lora.cluster.pieces import Finished, hand_out
 from qwen_vl_lora.cluster.rank import Job
 from qwen_vl_lora.exceptions import DeviceError
 from qwen_vl_lora.parameters import ClusterParameters
@@ -22,19 +23,6 @@ logger = logging.getLogger(__name__)
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
-
-
-class Finished(NamedTuple, Generic[Result]):
-    """A piece of work that is done.
-
-    Attributes:
-        number: of the piece.
-        process: the name of the process that did it.
-    """
-
-    number: int
-    result: Result
-    process: str
 
 
 @dataclass(frozen=True)
@@ -137,14 +125,15 @@ def in_pieces(
         return
     kind = device.type if device else ""
     if cluster.address is None:
-        finished = local.run_pieces(work, pieces, size.processes, kind, size.threads, cluster.timeout)
+        workers = local.workers(work, size.processes, kind, size.threads)
     else:
         from qwen_vl_lora.cluster import ray_cluster
 
-        finished = ray_cluster.run_pieces(work, pieces, cluster, kind)
+        workers = ray_cluster.workers(work, cluster, kind)
     shares: collections.Counter[str] = collections.Counter()
-    for number, result, who in finished:
-        shares[who] += 1
-        yield Finished(number, result, who)
-    said = ", ".join(f"{who}: {count}" for who, count in sorted(shares.items()))
+    with workers as started:
+        for finished in hand_out(started, pieces, cluster.timeout):
+            shares[finished.process] += 1
+            yield finished
+    said = ", ".join(f"{process}: {count}" for process, count in sorted(shares.items()))
     logger.info("%s: %d pieces in %d processes (%s).", type(work).__name__, shares.total(), len(shares), said)

@@ -19,10 +19,11 @@ from qwen_vl_lora.parameters import ImageParameters
 from qwen_vl_lora.runs.artifacts import digest
 from qwen_vl_lora.runs.run import at_run_end
 from qwen_vl_lora.runs.storage import discard, write_whole
-from qwen_vl_lora.samples.image_files import DECODING, ImageFacts
+from qwen_vl_lora.samples.image_files import DECODING, LOOK_VERSION, ImageFacts
 
 FOLDER = "checked"
 _SHARD_PICTURES = 256
+_DECODING = (DECODING, LOOK_VERSION)
 _DECIDING = ("max_source_pixels", "max_aspect_ratio", "more_formats")
 
 
@@ -33,7 +34,7 @@ class CheckedPictures:
         """Read what an unfinished run has left."""
         deciding = {name: getattr(limits, name) for name in _DECIDING}
         self._root = stage / FOLDER
-        self._folder = self._root / digest({**deciding, "decoding": DECODING, "pillow": PIL.__version__})[:16]
+        self._folder = self._root / digest({**deciding, "decoding": _DECODING, "pillow": PIL.__version__})[:16]
         self._lock = threading.Lock()
         self._new: dict[str, ImageFacts] = {}
         self._known: dict[str, ImageFacts] = {}
