@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image
 
 from qwen_vl_lora.samples.caption_table import captions_in
 from qwen_vl_lora.samples.digests import Digests
 from qwen_vl_lora.samples.image_store import ImageEntry, ImageStore
-from qwen_vl_lora.samples.lettering import choose_lettering, report_undrawn, wrap_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,6 +100,8 @@ def draw_sheet(caption_by_sha: Mapping[str, str], images: ImageStore) -> Image.I
 
     A picture or caption that cannot be drawn becomes an empty field and one line in the log.
     """
+    from qwen_vl_lora.samples.lettering import report_undrawn
+
     chosen = _evenly_chosen(images)
     num_columns = min(SHEET_COLUMNS, max(len(chosen), 1))
     cell_height = THUMBNAIL_SIDE + CAPTION_LINES * LINE_HEIGHT + 6
@@ -126,6 +127,8 @@ def _evenly_chosen(images: ImageStore) -> list[ImageEntry]:
 
 
 def _draw_picture(entry: ImageEntry, images: ImageStore, faults: list[Exception]) -> Image.Image:
+    from PIL import ImageOps
+
     try:
         return ImageOps.contain(images.open(entry.sha256), (THUMBNAIL_SIDE, THUMBNAIL_SIDE)).convert("RGB")
     except Exception as error:  # the sheet must not fail the run: what it shows is stored already
@@ -134,6 +137,10 @@ def _draw_picture(entry: ImageEntry, images: ImageStore, faults: list[Exception]
 
 
 def _draw_caption(caption: str, faults: list[Exception]) -> Image.Image:
+    from PIL import ImageDraw
+
+    from qwen_vl_lora.samples.lettering import choose_lettering, wrap_text
+
     strip = Image.new("RGB", (THUMBNAIL_SIDE, CAPTION_LINES * LINE_HEIGHT), "white")
     try:
         text, font = choose_lettering(caption, FONT_SIZE)

@@ -1,4 +1,7 @@
-"""Kedro hooks of a run: check parameters and inputs, record and track the run, print the results."""
+"""Kedro hooks of a run: check parameters and inputs, record and track the run, print the results.
+
+What only a run needs is imported when it begins, not when pipelines are listed.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
@@ -24,14 +27,9 @@ from qwen_vl_lora.runs.adapters import ADAPTER
 from qwen_vl_lora.runs.artifacts import relative
 from qwen_vl_lora.runs.record_schema import Outcome
 from qwen_vl_lora.runs.run import RunInterruptedError, current_run
-from qwen_vl_lora.session.configuration import check_configuration
 from qwen_vl_lora.session.console import expected_error
 from qwen_vl_lora.session.packaged import own_configuration
-from qwen_vl_lora.session.preflight import check_run
-from qwen_vl_lora.session.recording import RunRecorder, shared_settings
-from qwen_vl_lora.session.results import tell_results
 from qwen_vl_lora.session.selection import refuse_parallel_runner
-from qwen_vl_lora.session.sound_settings import check_settings, stated_keys
 from qwen_vl_lora.tracking.choice import choose_trackers
 from qwen_vl_lora.tracking.tracker import (
     Picture,
@@ -41,6 +39,9 @@ from qwen_vl_lora.tracking.tracker import (
     end_tracking,
     picture_text,
 )
+
+if TYPE_CHECKING:
+    from qwen_vl_lora.session.recording import RunRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class ProjectHooks:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
+        from qwen_vl_lora.session.sound_settings import stated_keys
+
         self._context = context
         self._parameters = validate_parameters(dict(context.config_loader["parameters"]))
         self._stated = stated_keys(context)
@@ -75,6 +78,9 @@ class ProjectHooks:
                 "--only-missing-outputs is not supported: every version is kept, so old outputs would be taken "
                 "for new ones. Select what to run: --pipeline, --from-nodes."
             )
+        from qwen_vl_lora.session.preflight import check_run
+        from qwen_vl_lora.session.sound_settings import check_settings
+
         refuse_parallel_runner(str(run_params.get("runner")))
         if self._parameters is not None:
             if self._parameters.inference.adapter == "none":
@@ -105,6 +111,9 @@ class ProjectHooks:
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        from qwen_vl_lora.session.recording import shared_settings
+        from qwen_vl_lora.session.results import tell_results
+
         if self._context is not None:
             recipe = shared_settings(self._context, dict(self._context.config_loader["parameters"]))["recipe"]
             tell_results(pipeline, catalog, Path(self._context.project_path), recipe)
@@ -140,6 +149,8 @@ class LineageHooks:
 
     @hook_impl(tryfirst=True)
     def after_context_created(self, context: KedroContext) -> None:
+        from qwen_vl_lora.session.configuration import check_configuration
+
         check_configuration(context)
         self._context = context
 
@@ -152,6 +163,8 @@ class LineageHooks:
 
     @hook_impl(trylast=True)  # a run that the checks refuse leaves nothing
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        from qwen_vl_lora.session.recording import RunRecorder
+
         if self._recorder is not None:  # Kedro calls no hook on Ctrl-C
             self._recorder.break_off()
             self._recorder = None
@@ -204,6 +217,8 @@ class TrackingHooks:
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline) -> None:
+        from qwen_vl_lora.session.recording import shared_settings
+
         # Kedro calls no hook on Ctrl-C.
         end_tracking("interrupted", "Another run began before this one had ended.")
         self._chosen = []
