@@ -183,8 +183,9 @@ def _actors(
                 )
         for number in range(processes):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
-            options = {"num_cpus": threads, "num_gpus": needs.get("GPU", 0), "scheduling_strategy": place}
-            started.append(ray.remote(kind).options(**options, max_concurrency=4).remote(str(Path.cwd()), *arguments))
+            options = {"num_cpus": threads, "num_gpus": needs.get("GPU", 0), "max_concurrency": kind.at_once}
+            there = ray.remote(kind).options(**options, scheduling_strategy=place)
+            started.append(there.remote(str(Path.cwd()), *arguments))
         try:
             hosts = ray.get([actor.host.remote() for actor in started], timeout=_ANSWER_SECONDS)
         except ray.exceptions.RayError as error:
@@ -197,7 +198,13 @@ def _actors(
 
 
 class _Actor:
-    """A process of the cluster, in the project's folder."""
+    """A process of the cluster, in the project's folder.
+
+    Attributes:
+        at_once: calls that it takes at the same time; the others wait.
+    """
+
+    at_once = 1
 
     def __init__(self, folder: str) -> None:
         os.chdir(folder)
@@ -209,6 +216,8 @@ class _Actor:
 
 class _Rank(_Actor):
     """One rank. Its work runs in one thread; the others answer meanwhile."""
+
+    at_once = 4
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
