@@ -5,7 +5,7 @@ import torch
 
 from qwen_vl_lora.exceptions import DeviceError, MissingArtifactError, ParameterError
 from qwen_vl_lora.hub import snapshots, tables
-from qwen_vl_lora.session import hooks, preflight
+from qwen_vl_lora.session import preflight, sound_settings
 
 TWO_BILLION = "Qwen/Qwen2-VL-2B-Instruct"
 
@@ -36,7 +36,7 @@ def test_without_a_gpu_a_recipe_for_one_names_it_first(fresh_run, asked):
 @pytest.fixture
 def any_settings(monkeypatch):
     """The tiny base's settings may train a large one here: whether they should is another check."""
-    monkeypatch.setattr(hooks, "check_settings", lambda *_: None)
+    monkeypatch.setattr(sound_settings, "check_settings", lambda *_: None)
 
 
 @pytest.mark.usefixtures("any_settings")

@@ -93,7 +93,20 @@ def test_two_processes_give_what_one_gives_and_save_it_once(reference, mark):
     assert said.count("Step 1 of") == 1
     done_by = shares(project)
     assert sum(done_by["encode_images"].values()) == len(features)
-    assert sum(done_by["generate_captions"].values()) == 2 * len(predictions)
+    assert sum(done_by["generate_captions"].values()) == len(predictions)  # those of the base are kept
+
+
+def test_three_processes_encode_what_one_encodes(reference, mark):
+    project, settings, (_, _, features) = reference
+    forget_features(project)
+    command = [*kedro_run("training", **{**settings, "cluster.processes": 3}), "--to-nodes", "encode_images"]
+    done = call(command, project)
+    assert done.returncode == 0, done.stderr
+    shards = (project / "data/04_feature/tiny/image_features").glob("*/*.safetensors")
+    encoded = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+    assert encoded.keys() == features.keys()
+    assert all(torch.equal(encoded[name], value) for name, value in features.items())
+    assert sum(shares(project)["encode_images"].values()) == len(features)
 
 
 def test_several_processes_caption_loose_pictures_as_one_does(reference, mark):

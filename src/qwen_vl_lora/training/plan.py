@@ -137,7 +137,7 @@ class Plan:
         stored_pictures: copies of pictures; 0 with `image.storage: reference`.
         features: stored image features of all splits.
         adapter: one adapter; a checkpoint has about three times its size.
-        feature_use: whether storing features pays; None without pictures.
+        feature_use: whether storing features pays; None without pictures or with `vision: adapted`.
         changes: settings that need less memory, if the configured size does not fit.
         seconds: of training alone, without encoding and evaluation; None without a speed.
         rough_times: estimates for usual GPUs, without a speed.
@@ -225,7 +225,6 @@ def make_plan(
     if speed is not None:
         paces = {**paces, "train_adapter": Pace(speed.samples_per_second / speed.processes, speed.source)}
     stages = stages_of(counts, paces, _ranks(parameters))
-    rows = group_rows(train, parameters.rows, parameters.max_length)
     return Plan(
         base=base.name,
         base_is_here=base.is_here,
@@ -244,7 +243,7 @@ def make_plan(
         stored_pictures=sum(entry.bytes for entry in data.images) if parameters.image.storage == "copy" else 0,
         features=sum(images) * token_bytes if frozen else 0,
         adapter=model.lora_parameters * BYTES_OF_DTYPE["float32"],
-        feature_use=feature_use(rows, captions / len(train), len(data.images), paces.get("encode_images")),
+        feature_use=_feature_use(train, parameters, captions / len(train), len(data.images), paces),
         trainable_parameters=model.lora_parameters,
         dtype=arguments.dtype,
         memory=needs,
@@ -337,6 +336,19 @@ def _steps(train: Sequence[EncodedConversation], parameters: Parameters, per_ste
     sampler = StepSampler(share_groups(train, parameters.rows), per_step, arguments.seed)
     planned = -(-len(sampler) * arguments.num_train_epochs // 1)
     return int(planned if arguments.max_steps < 0 else arguments.max_steps)
+
+
+def _feature_use(
+    train: Sequence[EncodedConversation],
+    parameters: Parameters,
+    epochs: float,
+    num_pictures: int,
+    paces: Mapping[str, Pace],
+) -> FeatureUse | None:
+    if parameters.vision == "adapted":
+        return None
+    rows = group_rows(train, parameters.rows, parameters.max_length)
+    return feature_use(rows, epochs, num_pictures, paces.get("encode_images"))
 
 
 def _notes(parameters: Parameters, family: Family, sizer: PictureSizer) -> list[str]:
