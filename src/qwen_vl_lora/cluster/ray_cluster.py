@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import logging
@@ -13,6 +14,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +326,11 @@ def _ended(ray: Any, run: Any, rank: int, name: str) -> tuple[Any, Fault | None]
     return ended
 
 
+def _do(actor: Any, piece: Any) -> Future[Any]:
+    task: Future[Any] = actor.do.remote(piece).future()
+    return task
+
+
 @contextlib.contextmanager
 def workers(work: Callable[[Any], Any], cluster: ClusterParameters, device: str) -> Iterator[list[Worker]]:
     """Context with processes for `pieces.hand_out`.
@@ -338,7 +345,7 @@ def workers(work: Callable[[Any], Any], cluster: ClusterParameters, device: str)
             yield [
                 Worker(
                     name,
-                    lambda piece, actor=actor: actor.do.remote(piece).future(),  # type: ignore[misc]
+                    functools.partial(_do, actor),
                     ray.exceptions.RayActorError,
                     f"{name} was lost: it was killed, or its machine is gone",
                 )

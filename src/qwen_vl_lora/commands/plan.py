@@ -94,7 +94,7 @@ def plan(
         context = session.load_context()
         parameters = validate_parameters(dict(context.params))
         data = find_data(context, parameters, from_source=from_source)
-        speed = find_speed(context.catalog, samples_per_second, parameters)
+        speed = find_speed(context.catalog, samples_per_second)
         paces = find_paces(context, parameters)
         base = find_base(context.catalog)
         refuse_tiny_settings(base.name, base.geometry.parameters, parameters, stated_keys(context))

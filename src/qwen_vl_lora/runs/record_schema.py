@@ -27,7 +27,7 @@ def _require_path(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_require_name)]
 StoredPath = Annotated[str, Field(max_length=4096), AfterValidator(_require_path)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[int, Field(ge=0, le=2**53)]
 
 
@@ -74,8 +74,8 @@ class WorkFacts(_Facts):
 
     unit: str
     count: Number
-    seconds: Seconds
-    per_second: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    seconds: Amount
+    per_second: Amount
     processes: dict[str, Number]
 
 
@@ -105,7 +105,7 @@ class RecordFacts(_Facts):
     made_from: list[dict[str, Any]] = []
     results: dict[str, dict[str, Any]] = {}
     captions: dict[str, CaptionsFacts] = {}
-    node_seconds: dict[str, Seconds] = {}
+    node_seconds: dict[str, Amount] = {}
     work: dict[str, WorkFacts] = {}
     packages: dict[str, str] = {}
     git: dict[str, Any] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from kedro.framework.context import KedroContext
 from kedro.io import CatalogProtocol
@@ -116,11 +116,10 @@ def _stored_data(context: KedroContext, parameters: Parameters) -> PlannedData:
     )
 
 
-def find_speed(catalog: CatalogProtocol, stated: float | None, parameters: Parameters) -> Speed | None:
-    """Return the given throughput, that of all processes together; else the newest training's; else None."""
+def find_speed(catalog: CatalogProtocol, stated: float | None) -> Speed | None:
+    """Return the given throughput, else that of the newest training of this recipe, else None."""
     if stated is not None:
-        processes = parameters.cluster.processes
-        return Speed(stated, "stated", 1 if processes == "auto" else processes)
+        return Speed(stated, "stated")
     summaries: Any = catalog["training_summary"]
     if not summaries.exists():
         return None
@@ -130,30 +129,25 @@ def find_speed(catalog: CatalogProtocol, stated: float | None, parameters: Param
     return Speed(summary["samples_per_second"], source, summary.get("ranks", 1))
 
 
-_DEPENDS_ON = {
-    "collect_samples": (),
-    "encode_images": ("resized_height", "resized_width", "min_pixels", "max_pixels"),
-    "generate_captions": ("resized_height", "resized_width", "min_pixels", "max_pixels"),
-}
-"""Keys of `image` on which the speed of a node depends, besides the base."""
-
-
 def find_paces(context: KedroContext, parameters: Parameters) -> dict[str, Pace]:
-    """Return the newest measured speed of each node that this recipe has run with this base and picture size."""
+    """Return the newest measured speed of each node, by this recipe's runs with this base and picture size.
+
+    The base does not matter to `collect_samples`.
+    """
     recipe = parameters.recipe or context.config_loader["globals"]["recipe"]
-    image = parameters.image.model_dump()
-    base = str(cast("Any", context.catalog["base_model"])._describe()["model"])
+    base: Any = context.catalog["base_model"]
+    wanted = {"base": str(base._describe()["model"]), **parameters.image.size}
     paces: dict[str, Pace] = {}
     for record in reversed(read_records(runs_folder(Path(context.project_path), recipe))):
-        theirs = record.facts.get("parameters", {}).get("image", {})
-        for node, keys in _DEPENDS_ON.items():
-            work = record.facts.get("work", {}).get(node)
-            is_alike = all(theirs.get(key) == image[key] for key in keys)
-            if keys and (record.facts.get("base_model") or {}).get("name") != base:
-                is_alike = False
-            if work and work["per_second"] and node not in paces and is_alike:
+        theirs = {
+            "base": (record.facts.get("base_model") or {}).get("name"),
+            **record.facts.get("parameters", {}).get("image", {}),
+        }
+        is_alike = all(theirs.get(name) == value for name, value in wanted.items())
+        for node, work in record.facts.get("work", {}).items():
+            if work["per_second"] and (is_alike or node == "collect_samples"):
                 source = f"measured by run {record.id} on {record.facts.get('device') or 'cpu'}"
-                paces[node] = Pace(work["per_second"] / len(work["processes"]), source)
+                paces.setdefault(node, Pace(work["per_second"] / len(work["processes"]), source))
     return paces
 
 

@@ -116,11 +116,11 @@ class BatchNeed:
 
 @dataclass(frozen=True)
 class Speed:
-    """Samples per second, the source of the figure, and the processes that reached it together."""
+    """Samples per second, the source of the figure, and the processes that reached it: None for those of the plan."""
 
     samples_per_second: float
     source: str
-    processes: int = 1
+    processes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -215,16 +215,10 @@ def make_plan(
     steps = _steps(train, parameters, per_step)
     captions = steps / -(-len(train) // per_step) * len(train)
     long = [item.id for item in encoded if len(item.ids) > parameters.max_length]
-    held_out = len(data.validation) + len(data.test)
-    counts = {
-        "collect_samples": len(encoded) + held_out + data.rejected,
-        "encode_images": len(data.images) if frozen else 0,
-        "train_adapter": round(captions),
-        "generate_captions": 2 * len({conversation.turns[:-1] for conversation in data.test}),
-    }
     if speed is not None:
-        paces = {**paces, "train_adapter": Pace(speed.samples_per_second / speed.processes, speed.source)}
-    stages = stages_of(counts, paces, _ranks(parameters))
+        pace = Pace(speed.samples_per_second / (speed.processes or _ranks(parameters)), speed.source)
+        paces = {**paces, "train_adapter": pace}
+    stages = stages_of(_counts(data, round(captions), parameters), paces, _ranks(parameters))
     return Plan(
         base=base.name,
         base_is_here=base.is_here,
@@ -336,6 +330,16 @@ def _steps(train: Sequence[EncodedConversation], parameters: Parameters, per_ste
     sampler = StepSampler(share_groups(train, parameters.rows), per_step, arguments.seed)
     planned = -(-len(sampler) * arguments.num_train_epochs // 1)
     return int(planned if arguments.max_steps < 0 else arguments.max_steps)
+
+
+def _counts(data: PlannedData, captions: int, parameters: Parameters) -> dict[str, int]:
+    """What each node has to do, in its unit; `captions` are trained in all epochs together."""
+    return {
+        "collect_samples": len(data.train) + len(data.validation) + len(data.test) + data.rejected,
+        "encode_images": len(data.images) if parameters.vision == "frozen" else 0,
+        "train_adapter": captions,
+        "generate_captions": 2 * len({conversation.turns[:-1] for conversation in data.test}),
+    }
 
 
 def _feature_use(
