@@ -144,8 +144,7 @@ def prepare(cell: Cell, root: Path, device: str) -> dict[str, Any]:
     from qwen_vl_lora.samples.conversations import Conversations
     from qwen_vl_lora.training import train as training
     from qwen_vl_lora.training.collator import RowCollator
-    from qwen_vl_lora.training.last_layer import LastLayer
-    from qwen_vl_lora.training.loop import StepBatches, TrainingLoop
+    from qwen_vl_lora.training.loop import TrainingLoop
 
     base = root / "bases" / f"{cell.base}-{cell.dtype}"
     if not base.is_dir():
@@ -161,9 +160,7 @@ def prepare(cell: Cell, root: Path, device: str) -> dict[str, Any]:
     pictures = choose_pictures("frozen", base_model, encoder, store, cell.dtype)
     model = training._load_trainable(base_model, None, settings, torch.device(device))
     collator = RowCollator(encoder, pictures)
-    batches = StepBatches(train, [], collator, settings, cell.batch)
-    last_layer = LastLayer(model.get_base_model(), base_model.family)
-    loop = TrainingLoop(model, last_layer, batches, settings, 1, folder / "checkpoints")
+    loop = TrainingLoop(model, train, [], collator, settings, cell.batch, folder / "checkpoints")
     loop.prepare()
     return {
         "base_model": base_model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import signal
 from pathlib import Path
@@ -42,6 +43,15 @@ HEAVY = (
     "test_command_line.py",
 )
 """What takes longest begins first, or one process would end with it while the others have nothing left to do."""
+
+
+def pytest_runtest_logstart(nodeid):
+    """Leave what is imported out of garbage collections, which trainings ask for."""
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -224,15 +224,6 @@ def test_the_libraries_own_names_and_the_command_line_keys_pass(tree, key, value
     validate_parameters(changed(tree, key, value))
 
 
-def test_nothing_of_a_typed_block_is_lost_on_the_way_to_the_library(tree):
-    typed = validate_parameters(changed(tree, "training_args.adam_beta2", 0.97)).training_args
-    passed = typed.to_training_arguments()
-    given = {*tree["training_args"], "adam_beta2"}
-    carried_out_here = {"per_device_train_batch_size", "early_stopping_patience", "gradient_checkpointing"}
-    assert set(passed) == given - carried_out_here
-    assert passed["adam_beta2"] == 0.97
-
-
 @pytest.mark.parametrize(
     ("group", "module", "class_name"),
     [(LoraParameters, "peft", "LoraConfig"), (TrainingParameters, "transformers", "TrainingArguments")],

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import fcntl
 import functools
+import gc
 import hashlib
 import importlib
 import json
@@ -203,6 +204,8 @@ class Parent:
         sys.path.pop(0)  # the folder of this file
         for name in names:
             importlib.import_module(name)
+        gc.collect()
+        gc.freeze()  # or each process would read, and so copy, all of it in its first garbage collection
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: pytest ends what it started
         self._listener = socket.socket(socket.AF_UNIX)
         hidden = place.with_suffix(".new")

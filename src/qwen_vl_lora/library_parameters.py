@@ -264,11 +264,6 @@ class TrainingParameters(LibraryGroup):
         size = self.per_device_train_batch_size
         return (1 if size == "auto" else size) * self.gradient_accumulation_steps
 
-    def to_training_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for TrainingArguments, without those that the project implements itself."""
-        ours = {"early_stopping_patience", "per_device_train_batch_size", "gradient_checkpointing", "fsdp"}
-        return self.model_dump(exclude=ours)
-
 
 @functools.cache
 def library_names(package: str, file: str, class_name: str) -> frozenset[str]:

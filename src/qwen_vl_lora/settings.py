@@ -1,5 +1,6 @@
 """Kedro's settings of this project."""
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,22 @@ HOOKS = (ProjectHooks(), LineageHooks(), TrackingHooks())
 class TextLoader(OmegaConfigLoader):
     """Kedro's loader, in which `--params` gives values: a `${…}` in them is text. In files it stays a template.
 
-    It reads folders. The archive of `kedro package` becomes one.
+    It reads folders. The archive of `kedro package` becomes one. Each kind of configuration is read once, so that a
+    session records and computes with the same settings.
     """
 
     def __init__(self, conf_source: str, *, runtime_params: dict[str, Any] | None = None, **options: Any) -> None:
+        self._trees: dict[str, dict[str, Any]] = {}
         if is_archive(conf_source):
             conf_source = str(unpacked(Path(conf_source), project_folder()))
         super().__init__(conf_source, runtime_params=hide_templates(runtime_params or {}), **options)
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        tree: dict[str, Any] = show_templates(super().__getitem__(key))
-        return tree
+        if key in self:  # Kedro: set in this session
+            return show_templates(super().__getitem__(key))
+        if key not in self._trees:
+            self._trees[key] = show_templates(super().__getitem__(key))
+        return copy.deepcopy(self._trees[key])
 
 
 CONFIG_LOADER_CLASS = TextLoader

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from cluster.works import Squares, cluster
-from qwen_vl_lora.cluster.work import in_pieces
+from qwen_vl_lora.cluster.work import Processes
 from qwen_vl_lora.exceptions import ClusterError, DataFormatError
 
 CPU = torch.device("cpu")
 
 
-def results_of(*given):
+def results_of(work, pieces, *processes):
     """Results by the number of their piece."""
-    return {done.number: done.result for done in in_pieces(*given)}
+    return {done.number: done.result for done in Processes(*processes).in_pieces(work, pieces)}
 
 
 def done_by(folder):

@@ -50,4 +50,4 @@ def test_a_base_that_differs_is_named(machine, base_path, tmp_path):
 def test_without_ray_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ClusterError, match=r"cluster.address needs Ray, .*: pip install -e '\.\[cluster\]'"):
-        ray_cluster.size(cluster(address="auto"), "cpu")
+        ray_cluster.find_places(cluster(address="auto"), "cpu")

@@ -104,9 +104,9 @@ def launch(work, argument, on_row=None, **changes):
     """Two ranks on this machine's processor."""
     import torch
 
-    from qwen_vl_lora.cluster.work import on_ranks
+    from qwen_vl_lora.cluster.work import Processes
 
-    return on_ranks(work, argument, cluster=cluster(**changes), device=torch.device("cpu"), on_row=on_row)
+    return Processes(cluster(**changes), torch.device("cpu")).on_ranks(work, argument, on_row=on_row)
 
 
 def play(scene: str) -> dict:
@@ -114,7 +114,7 @@ def play(scene: str) -> dict:
     import torch
 
     from cluster.ray_nodes import ADDRESS
-    from qwen_vl_lora.cluster.work import in_pieces
+    from qwen_vl_lora.cluster.work import Processes
     from qwen_vl_lora.exceptions import QwenVLLoraError
 
     try:
@@ -122,7 +122,7 @@ def play(scene: str) -> dict:
             place = Path("pieces")
             place.mkdir()
             work = Squares(place.absolute(), {3: "killed"})
-            done = sorted(in_pieces(work, range(20), cluster(address=ADDRESS), torch.device("cpu")))
+            done = sorted(Processes(cluster(address=ADDRESS), torch.device("cpu")).in_pieces(work, range(20)))
             return {"given": [one.result for one in done]}
         if scene == "pictures":
             return _check_pictures(ADDRESS)

@@ -46,7 +46,7 @@ def keys(tmp_path, monkeypatch, images, image_parameters, base_path):
         store.publish(
             encode_pictures(images, base, image_parameters, dtype, torch.device("cpu"), store, tmp_path / "staging")
         )
-    return [FeatureKey.of(base, image_parameters, dtype).digest for dtype in ("float32", "bfloat16")]
+    return [FeatureKey.of(base, image_parameters.size, dtype).digest for dtype in ("float32", "bfloat16")]
 
 
 def test_it_shows_pictures_size_and_what_a_key_stands_for(keys):

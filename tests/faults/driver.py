@@ -4,6 +4,7 @@ Reads one JSON line for each run: {"pipelines", "params", "fault", "steps"}; ans
 Everything heavy is imported once, before the first fork.
 """
 
+import gc
 import json
 import os
 import random
@@ -23,6 +24,9 @@ from kedro.framework.startup import bootstrap_project  # noqa: E402
 from qwen_vl_lora.datasets import adapter as adapter_dataset  # noqa: E402
 from qwen_vl_lora.datasets import artifacts  # noqa: E402
 from qwen_vl_lora.training import checkpoints, interruption, loop, train  # noqa: E402
+
+gc.collect()
+gc.freeze()  # or each fork would read, and so copy, all of it
 
 
 def die():

@@ -37,9 +37,9 @@ def encode(base, store, image_parameters, tmp_path):
     """Encode and publish; returns how many pictures were new."""
 
     def run(images, base=base, image=image_parameters, dtype="float32"):
-        before = len(store.features(FeatureKey.of(base, image, dtype)))
+        before = len(store.features(FeatureKey.of(base, image.size, dtype)))
         store.publish(encode_pictures(images, base, image, dtype, CPU, store, tmp_path / "staging"))
-        return len(store.features(FeatureKey.of(base, image, dtype))) - before
+        return len(store.features(FeatureKey.of(base, image.size, dtype))) - before
 
     return run
 
@@ -91,7 +91,7 @@ def test_a_picture_with_one_other_byte_is_another_picture(encode, images, base, 
     file.rename(file.with_name(other.file_name))
     changed = ImageStore(images.files, [other, *list(images)[1:]], {})
     assert encode(changed) == 1
-    assert other.sha256 in store.features(FeatureKey.of(base, image_parameters, "float32"))
+    assert other.sha256 in store.features(FeatureKey.of(base, image_parameters.size, "float32"))
 
 
 @pytest.mark.parametrize("library", ["transformers", "torch", "pillow"])
@@ -134,7 +134,7 @@ def test_a_deleted_shard_is_encoded_again(encode, images, store):
 
 def test_a_damaged_shard_is_noticed_and_encoded_again(encode, images, store, base, image_parameters, caplog):
     encode(images)
-    features = store.features(FeatureKey.of(base, image_parameters, "float32"))
+    features = store.features(FeatureKey.of(base, image_parameters.size, "float32"))
     name = next(iter(images)).sha256
     whole = features.get(name).clone()
     (shard,) = store.root.rglob("*.safetensors")
@@ -144,7 +144,7 @@ def test_a_damaged_shard_is_noticed_and_encoded_again(encode, images, store, bas
     with caplog.at_level(logging.WARNING):
         encode(images)
     assert "damaged" in caplog.text
-    assert torch.equal(store.features(FeatureKey.of(base, image_parameters, "float32")).get(name), whole)
+    assert torch.equal(store.features(FeatureKey.of(base, image_parameters.size, "float32")).get(name), whole)
 
 
 def test_two_runs_that_encode_at_once_do_no_harm(images, base, image_parameters, store, tmp_path):
@@ -154,7 +154,7 @@ def test_two_runs_that_encode_at_once_do_no_harm(images, base, image_parameters,
     elsewhere = encode_pictures(*arguments, tmp_path / "other workspace")
     for staged in (first, second, elsewhere):
         store.publish(staged)
-    assert len(store.features(FeatureKey.of(base, image_parameters, "float32"))) == len(images)
+    assert len(store.features(FeatureKey.of(base, image_parameters.size, "float32"))) == len(images)
 
 
 def test_a_killed_run_keeps_its_finished_shards(images, base, image_parameters, store, tmp_path, monkeypatch):
@@ -178,10 +178,10 @@ def test_a_killed_run_keeps_its_finished_shards(images, base, image_parameters, 
     monkeypatch.setattr(tower, "_write_shard", lambda f, s: (encoded_now.extend(f), write(f, s)))
     store.publish(encode_pictures(*arguments))
     assert len(encoded_now) == len(images) - 2
-    assert len(store.features(FeatureKey.of(base, image_parameters, "float32"))) == len(images)
+    assert len(store.features(FeatureKey.of(base, image_parameters.size, "float32"))) == len(images)
 
 
 def test_a_picture_that_was_never_encoded_is_named(base, image_parameters, store):
-    features = store.features(FeatureKey.of(base, image_parameters, "float32"))
+    features = store.features(FeatureKey.of(base, image_parameters.size, "float32"))
     with pytest.raises(MissingArtifactError, match="No stored features for picture abc.*encode_images"):
         features.get("abc")

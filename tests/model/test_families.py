@@ -44,7 +44,7 @@ def test_all_levels_of_a_picture_are_stored_and_blanked(base_path, images, image
     shape = (sizer.num_tokens(sizer.grid(entry.width, entry.height)), 64)
     assert base.geometry.feature_levels == levels
     assert stored.features.get(entry.sha256).shape == (shape if levels == 1 else (levels, *shape))
-    key = FeatureKey.of(base, image_parameters, "float32")
+    key = FeatureKey.of(base, image_parameters.size, "float32")
     assert key.format == (1 if levels == 1 else 2)
 
     (conversation,) = Conversations([captioned("a", entry.path, "star")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -30,8 +31,14 @@ def project(tmp_path, monkeypatch):
     shutil.copy(PROJECT / "pyproject.toml", tmp_path)
     (tmp_path / "src").mkdir()  # the package itself is installed
     monkeypatch.chdir(tmp_path)
-    bootstrap_project(tmp_path)
+    configure()
     return tmp_path
+
+
+@functools.cache
+def configure():
+    """Kedro's settings and pipelines, which are those of the installed package for every project."""
+    bootstrap_project(PROJECT)
 
 
 @pytest.fixture

@@ -15,12 +15,8 @@ from kedro.validation.type_extractor import TypeExtractor
 
 from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.parameters import (
-    CaptionsParameters,
-    ClusterParameters,
-    ImageParameters,
     Parameters,
     PromptParameters,
-    QuarantineParameters,
     SplitParameters,
 )
 from qwen_vl_lora.pipelines.data_engineering import create_pipeline
@@ -179,11 +175,7 @@ def test_too_many_bad_rows_publish_nothing(run_data, own_file, project):
 
 def test_parameters_arrive_typed():
     assert TypeExtractor({"data_engineering": create_pipeline()}).extract_types_from_pipelines() == {
-        "captions": CaptionsParameters,
-        "settings": Parameters,
-        "image": ImageParameters,
-        "quarantine": QuarantineParameters,
         "prompt": PromptParameters,
         "split": SplitParameters,
-        "cluster": ClusterParameters,
+        "settings": Parameters,
     }

@@ -12,10 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from qwen_vl_lora.exceptions import ParameterError
+from qwen_vl_lora.exceptions import DeviceError, ParameterError
 from qwen_vl_lora.library_parameters import TrainingParameters, library_names
 from qwen_vl_lora.parameters import LoraParameters, validate_parameters
-from qwen_vl_lora.training.arguments import check_arguments, check_schedule, training_arguments
+from qwen_vl_lora.training.arguments import (
+    check_arguments,
+    check_schedule,
+    training_arguments,
+)
+from qwen_vl_lora.training.fit import usable_settings
 from qwen_vl_lora.training.loop import TrainingLoop
 from training.test_fit import PARAMETERS, TRAINING, fit  # noqa: F401
 
@@ -32,7 +37,7 @@ PIPELINE = "pipelines/test_training.py::test_"
 EFFECTS = {
     "per_device_train_batch_size": f"{PIPELINE}an_automatic_batch_size_changes_the_cut_and_not_the_result",
     "gradient_checkpointing": f"{PIPELINE}checkpointed_activations_give_the_same_adapter",
-    "fp16": "model/test_devices.py::test_a_gpu_without_bfloat16_trains_in_float16_and_says_so_once",
+    "fp16": f"{HERE}a_gpu_without_bfloat16_trains_in_float16",
     "fsdp": "training/test_sharding.py::test_two_ranks_with_half_the_weights_each_give_the_adapter_of_one_process",
     **dict.fromkeys(("gradient_accumulation_steps", "per_device_eval_batch_size", "num_train_epochs"), STEPS),
     **dict.fromkeys(("logging_strategy", "logging_first_step", "eval_strategy", "eval_steps"), STEPS),
@@ -271,11 +276,18 @@ def test_a_schedule_is_tried_with_the_steps_that_training_has():
         check_schedule(arguments, 6)
 
 
+def test_every_name_but_those_that_the_loop_implements_reaches_transformers():
+    given = judged(adam_beta2=0.97, weight_decay=0.25, max_grad_norm=0.5, warmup_steps=3)
+    passed = training_arguments(given)
+    here = {"per_device_train_batch_size", "early_stopping_patience", "gradient_checkpointing", "fsdp"}
+    for name in given.training_args.model_dump().keys() - here:
+        assert getattr(passed, name) == getattr(given.training_args, name), name
+
+
 def test_what_may_be_left_out_is_not_recorded_where_it_was():
     assert set(arguments_of().model_dump()) == set(TREE["training_args"])
     given = arguments_of(adam_beta2=0.99, optim=None)
     assert set(given.model_dump()) == {*TREE["training_args"], "adam_beta2"}
-    assert set(given.to_training_arguments()) <= {*library_names(*TrainingParameters.source)}
 
 
 ANYTHING = st.one_of(
@@ -324,3 +336,30 @@ def test_a_name_that_only_a_newer_transformers_has_is_refused():
 
 def test_a_name_that_transformers_removed_is_not_one_that_it_has():
     assert not set(TrainingParameters.removed) & set(NAMES)
+
+
+@pytest.fixture
+def gpu_without_bfloat16(monkeypatch):
+    """As an RTX 2080 or a T4 answers: emulated only."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    return torch.device("cuda", 0)
+
+
+def half_precision(**lora):
+    tree = {**TREE, "lora": {**TREE["lora"], **lora}, "training_args": {**TREE["training_args"], "bf16": True}}
+    return validate_parameters(copy.deepcopy(tree))
+
+
+def test_a_gpu_without_bfloat16_trains_in_float16(gpu_without_bfloat16):
+    asked = half_precision()
+    usable = usable_settings(asked, gpu_without_bfloat16, 1)
+    arguments = usable.training_args
+    assert (arguments.bf16, arguments.fp16, arguments.dtype) == (False, True, "float16")
+    same = arguments.model_copy(update={"bf16": True, "fp16": False})
+    assert usable.model_copy(update={"training_args": same}) == asked
+    assert usable_settings(asked, torch.device("cpu"), 1) == asked
+
+
+def test_a_gpu_without_bfloat16_refuses_to_train_biases(gpu_without_bfloat16):
+    with pytest.raises(DeviceError, match=r"this GPU has no bfloat16.*Set lora\.bias: none"):
+        usable_settings(half_precision(bias="lora_only"), gpu_without_bfloat16, 1)

@@ -134,7 +134,7 @@ def test_stored_features_give_the_logits_of_pixels(base, parts, images, image_pa
     store = FeatureStore(tmp_path / "store")
     device = torch.device("cpu")
     store.publish(encode_pictures(images, base, image_parameters, "float32", device, store, tmp_path / "staging"))
-    features = store.features(FeatureKey.of(base, image_parameters, "float32"))
+    features = store.features(FeatureKey.of(base, image_parameters.size, "float32"))
     model = base.load_model("float32", "cpu")
     rows = group_rows(conversations, "shared", 10_000)
     with torch.no_grad():

@@ -6,9 +6,9 @@ import yaml
 from safetensors.torch import load_file
 
 from qwen_vl_lora.exceptions import ClusterError, DeviceError
-from qwen_vl_lora.parameters import TrainingParameters
+from qwen_vl_lora.parameters import validate_parameters
 from qwen_vl_lora.training import fit
-from qwen_vl_lora.training.sharding import check_sharding
+from qwen_vl_lora.training.fit import usable_settings
 from training import two_ranks
 from training.two_ranks import FAULT, Job
 
@@ -24,7 +24,7 @@ def job(tmp_path_factory, base_path):
 def sharded(job, monkeypatch):
     """`sharded(workspace, **training)`: two CPU ranks, which the product refuses, make two passes in each step."""
     monkeypatch.setattr(fit, "train", two_ranks.sharding)
-    monkeypatch.setattr(fit, "check_sharding", lambda *_: None)
+    monkeypatch.setattr(fit, "_check_sharding", lambda *_, is_float16: None)
     how = {"fsdp": True, "gradient_accumulation_steps": 2, **FROZEN}
     return lambda workspace, **training: job.train(workspace, 2, 1, **how, **training)
 
@@ -98,7 +98,9 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
     ],
 )
 def test_where_nothing_would_be_sharded_it_is_refused(changes, device, ranks, message):
-    plain = yaml.safe_load(two_ranks.PARAMETERS.read_text(encoding="utf-8"))["training_args"]
+    tree = yaml.safe_load(two_ranks.PARAMETERS.read_text(encoding="utf-8"))
+    plain = validate_parameters({**tree, "training_args": {**tree["training_args"], **changes}})
+    asked = plain.training_args.model_copy(update={"fsdp": True})
     with pytest.raises(DeviceError, match=message):
-        check_sharding(TrainingParameters(**{**plain, **changes, "fsdp": True}), device, ranks)
-    check_sharding(TrainingParameters(**{**plain, **changes}), device, ranks)
+        usable_settings(plain.model_copy(update={"training_args": asked}), device, ranks)
+    assert usable_settings(plain, device, ranks) == plain

@@ -62,7 +62,7 @@ def make(base_path, images, image_parameters, records, tmp_path):
             assert encodes, "the samples were made again"
             return ChatEncoder(base_model.load_processor(), image, images)
 
-        return tokenise(Conversations(open_records(file)), base_model, image, tmp_path / "tokenised", encoder)
+        return tokenise(Conversations(open_records(file)), base_model, image.size, tmp_path / "tokenised", encoder)
 
     return go
 

@@ -33,7 +33,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def run_ranks(job: Job, listener: Listener) -> list[Any]:
-    """Run the job in as many processes as it has ranks. Errors are those of `work.on_ranks`."""
+    """Run the job in as many processes as it has ranks. Errors are those of `Processes.on_ranks`."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
     context = multiprocessing.get_context(_START_METHOD)

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,31 @@ def _has_token() -> bool:
     return "RAY_AUTH_TOKEN" in os.environ or Path(file).is_file()
 
 
-def size(cluster: ClusterParameters, device: str) -> tuple[int, int]:
-    """Processes in all, and threads of each: equal on all machines.
+@dataclass(frozen=True)
+class Places:
+    """Room for processes in a cluster, the same for each.
+
+    Attributes:
+        processes: in all.
+        threads, gpus: of each process.
+        timeout: seconds that processes may wait for free places.
+    """
+
+    address: str
+    processes: int
+    threads: int
+    gpus: int
+    timeout: float
+
+
+def find_places(cluster: ClusterParameters, device: str) -> Places:
+    """The places of a run in the cluster, which is joined.
 
     Raises:
         ClusterError: if the cluster has fewer GPUs or CPUs than asked for.
     """
-    nodes = _nodes(_join(str(cluster.address)))
+    address = str(cluster.address)
+    nodes = _nodes(_join(address))
     cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes]
     gpus = sum(int(node["Resources"].get("GPU", 0)) // cluster.gpus_per_process for node in nodes)
     processes = cluster.processes
@@ -92,9 +111,10 @@ def size(cluster: ClusterParameters, device: str) -> tuple[int, int]:
         raise ClusterError(
             f"cluster.processes is {cluster.processes}, but the cluster has GPUs for {gpus}. Add machines, or lower it."
         )
+    gpus_of_each = cluster.gpus_per_process if device == "cuda" else 0
     for threads in range(max(cpus, default=0), 0, -1):
         if sum(number // threads for number in cpus) >= processes:
-            return processes, threads
+            return Places(address, processes, threads, gpus_of_each, cluster.timeout)
     raise ClusterError(
         f"cluster.processes is {processes}, but the cluster has {sum(cpus)} CPUs and each process needs one."
     )
@@ -164,28 +184,25 @@ def _last_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _actors(
-    ray: Any, kind: type[Any], cluster: ClusterParameters, device: str, strategy: str, *arguments: Any
-) -> Iterator[dict[str, Any]]:
+def _actors(ray: Any, kind: type[Any], places: Places, strategy: str, *arguments: Any) -> Iterator[dict[str, Any]]:
     """Processes of the cluster, by a name that says where each is. They end with the context and with this process."""
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    processes, threads = size(cluster, device)
-    needs = {"CPU": threads, **({"GPU": cluster.gpus_per_process} if device == "cuda" else {})}
-    group = placement_group([needs] * processes, strategy=strategy)
+    needs = {"CPU": places.threads, **({"GPU": places.gpus} if places.gpus else {})}
+    group = placement_group([needs] * places.processes, strategy=strategy)
     started: list[Any] = []
     try:
         if not group.wait(_PLACE_SECONDS):
-            logger.info("Waiting for %d free places in the cluster.", processes)
-            if not group.wait(cluster.timeout):
+            logger.info("Waiting for %d free places in the cluster.", places.processes)
+            if not group.wait(places.timeout):
                 raise ClusterError(
-                    f"The cluster had no free places for {processes} processes with {threads} CPUs each within "
-                    f"cluster.timeout {cluster.timeout} s."
+                    f"The cluster had no free places for {places.processes} processes with {places.threads} CPUs each "
+                    f"within cluster.timeout {places.timeout} s."
                 )
-        for number in range(processes):
+        for number in range(places.processes):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
-            options = {"num_cpus": threads, "num_gpus": needs.get("GPU", 0), "max_concurrency": kind.at_once}
+            options = {"num_cpus": places.threads, "num_gpus": places.gpus, "max_concurrency": kind.at_once}
             there = ray.remote(kind).options(**options, scheduling_strategy=place)
             started.append(there.remote(str(Path.cwd()), *arguments))
         try:
@@ -266,12 +283,12 @@ class _Worker(_Actor):
         return self._work(piece)
 
 
-def run_ranks(job: Job, listener: Listener, cluster: ClusterParameters) -> list[Any]:
-    """Run the job in as many processes as it has ranks. Errors are those of `work.on_ranks`."""
-    ray = _join(str(cluster.address))
+def run_ranks(job: Job, listener: Listener, places: Places) -> list[Any]:
+    """Run the job in as many processes as it has ranks. Errors are those of `Processes.on_ranks`."""
+    ray = _join(places.address)
     signals, given = Signals(), ray.put(job)
     results: dict[int, Any] = {}
-    with _actors(ray, _Rank, cluster, job.device, "PACK") as named, signals.restored():
+    with _actors(ray, _Rank, places, "PACK") as named, signals.restored():
         names, actors = list(named), list(named.values())
         meeting = ray.get(actors[0].meeting.remote(), timeout=_ANSWER_SECONDS)
         runs = {actor.run.remote(given, rank, meeting): rank for rank, actor in enumerate(actors)}
@@ -332,15 +349,14 @@ def _do(actor: Any, piece: Any) -> Future[Any]:
 
 
 @contextlib.contextmanager
-def workers(work: Callable[[Any], Any], cluster: ClusterParameters, device: str) -> Iterator[list[Worker]]:
+def workers(work: Callable[[Any], Any], device: str, places: Places) -> Iterator[list[Worker]]:
     """Context with processes for `pieces.hand_out`.
 
     Raises:
         QwenVLLoraError: an error of `work`.
     """
-    ray = _join(str(cluster.address))
-    _, threads = size(cluster, device)
-    with _actors(ray, _Worker, cluster, device, "SPREAD", work, device, threads) as actors:
+    ray = _join(places.address)
+    with _actors(ray, _Worker, places, "SPREAD", work, device, places.threads) as actors:
         try:
             yield [
                 Worker(

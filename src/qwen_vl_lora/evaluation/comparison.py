@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
-from qwen_vl_lora.cluster.work import in_pieces, size_of
+from qwen_vl_lora.cluster.work import Processes
 from qwen_vl_lora.evaluation.contenders import Side
 from qwen_vl_lora.evaluation.generation import Caption, batches_of, write_captions
 from qwen_vl_lora.evaluation.kept_captions import KeptCaptions, question_digest
@@ -133,7 +133,7 @@ def caption_sides(
         recorded_work("generate_captions", "captions") as work,
         tqdm(total=sum(map(len, missing)), desc="captions", unit="caption", leave=False, disable=None) as bar,
     ):
-        for done in in_pieces(writer, pieces, settings.cluster, choose_device(settings.device)):
+        for done in Processes(settings.cluster, choose_device(settings.device)).in_pieces(writer, pieces):
             piece, written = pieces[done.number], done.result
             kept[piece.side].add({names[place]: text for place, text in zip(piece.places, written, strict=True)})
             work.add(len(written), done.process)
@@ -260,7 +260,7 @@ class SideWriter:
                 "pictures": pictures.features.key if isinstance(pictures, StoredPictures) else "pixels",
                 "generation": settings.generation.model_dump(),
                 **settings.base_form,
-                "threads": size_of(settings.cluster, device).threads,
+                "threads": Processes(settings.cluster, device).threads,
                 **{part: computing[part] for part in parts},
                 "packages": [f"{name}=={importlib.metadata.version(name)}" for name in packages],
             }

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from qwen_vl_lora.cluster.work import in_pieces, size_of
+from qwen_vl_lora.cluster.work import Processes
 from qwen_vl_lora.evaluation.generation import GREEDY, Caption, write_captions, write_each
 from qwen_vl_lora.evaluation.kept_captions import KeptCaptions
 from qwen_vl_lora.evaluation.predictions import YES_OR_NO
@@ -101,12 +101,13 @@ class Captioner:
 
         `settings.cluster` says how many processes share the pictures.
         """
-        settings, device = self.settings, choose_device(self.settings.device)
+        settings = self.settings
+        processes = Processes(settings.cluster, choose_device(settings.device))
         step = settings.generation.batch_size * _BATCHES_PER_NOTE
-        if size_of(settings.cluster, device).processes > 1:
+        if processes.count > 1:
             parts = [sha256s[start : start + step] for start in range(0, len(sha256s), step)]
             write = functools.partial(self.caption, images, description=None)
-            for done in in_pieces(write, parts, settings.cluster, device):
+            for done in processes.in_pieces(write, parts):
                 yield dict(zip(parts[done.number], done.result, strict=True)), done.process
             return
         encoder = self._encoder(images)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from qwen_vl_lora.cluster.work import in_pieces
+from qwen_vl_lora.cluster.work import Processes
 from qwen_vl_lora.features.key import FeatureKey
 from qwen_vl_lora.features.store import SHARD_SUFFIX, FeatureStore, ImageFeatures, StagedShards
 from qwen_vl_lora.features.tower import Encoder
@@ -47,7 +47,7 @@ def encode_pictures(
     Returns:
         The new shards, still in `staging`; their union with the store covers `images`.
     """
-    key = FeatureKey.of(base_model, image, dtype)
+    key = FeatureKey.of(base_model, image.size, dtype)
     staging = staging / key.digest
     staging.mkdir(parents=True, exist_ok=True)
     store.drop_damaged(key)
@@ -63,7 +63,7 @@ def encode_pictures(
             recorded_work("encode_images", "pictures") as work,
             tqdm(total=len(wanted), desc="encode_images", unit="image", leave=False, disable=None) as bar,
         ):
-            for done in in_pieces(encoder, encoder.pieces(wanted), cluster, device):
+            for done in Processes(cluster, device).in_pieces(encoder, encoder.pieces(wanted)):
                 work.add(done.result, done.process)
                 bar.update(done.result)
     else:

@@ -73,4 +73,4 @@ def choose_pictures(
     """Stored features for a frozen tower, pixels for an adapted one."""
     if vision == "adapted":
         return encoder.pixels
-    return StoredPictures(store.features(FeatureKey.of(base_model, encoder.sizer.image, dtype)), base_model.family)
+    return StoredPictures(store.features(FeatureKey.of(base_model, encoder.sizer.image.size, dtype)), base_model.family)

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qwen_vl_lora.model.base_model import BaseModel
-from qwen_vl_lora.parameters import ImageParameters
 from qwen_vl_lora.runs.artifacts import digest
 from qwen_vl_lora.samples.image_files import DECODING
 
@@ -42,13 +41,14 @@ class FeatureKey:
     arithmetic: int = ARITHMETIC
 
     @classmethod
-    def of(cls, base_model: BaseModel, image: ImageParameters, dtype: str) -> FeatureKey:
+    def of(cls, base_model: BaseModel, picture_size: Mapping[str, int | None], dtype: str) -> FeatureKey:
+        """The key for pictures of `ImageParameters.size`."""
         return cls(
             vision_fingerprint=base_model.vision_fingerprint,
-            resized_height=image.resized_height,
-            resized_width=image.resized_width,
-            min_pixels=image.min_pixels,
-            max_pixels=image.max_pixels,
+            resized_height=picture_size["resized_height"],
+            resized_width=picture_size["resized_width"],
+            min_pixels=picture_size["min_pixels"],
+            max_pixels=picture_size["max_pixels"],
             dtype=dtype,
             libraries=tuple(f"{name}=={importlib.metadata.version(name)}" for name in _LIBRARIES),
             format=ONE_TENSOR if base_model.geometry.feature_levels == 1 else STACKED_LEVELS,

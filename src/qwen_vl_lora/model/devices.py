@@ -8,7 +8,6 @@ import logging
 from typing import TYPE_CHECKING
 
 from qwen_vl_lora.exceptions import DeviceError
-from qwen_vl_lora.parameters import TrainingParameters
 
 if TYPE_CHECKING:
     import torch
@@ -60,13 +59,6 @@ def usable_dtype(dtype: str, device: torch.device) -> str:
         return dtype
     _say_once(f"This GPU has no bfloat16 ({device}): computing in float16, which changes results slightly.")
     return "float16"
-
-
-def usable_precision(training_args: TrainingParameters, device: torch.device) -> TrainingParameters:
-    """The same arguments with `fp16` instead of `bf16` on a GPU without it, so that records state what ran."""
-    if usable_dtype(training_args.dtype, device) == training_args.dtype:
-        return training_args
-    return training_args.model_copy(update={"bf16": False, "fp16": True})
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -13,7 +13,7 @@ from qwen_vl_lora.exceptions import ParameterError, TrainingError
 from qwen_vl_lora.faults import is_out_of_memory, machine_fault
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.model.families import Family, family_of
-from qwen_vl_lora.model.lora_checks import faults_of_effect, faults_of_names
+from qwen_vl_lora.model.lora_checks import LoraChecks
 from qwen_vl_lora.parameters import LoraParameters
 
 if TYPE_CHECKING:
@@ -118,12 +118,12 @@ def _module_tree(config: Any) -> PreTrainedModel:
 def _wrap(
     model: PreTrainedModel, lora: LoraParameters, vision: str, *, quantized: bool = False, **options: Any
 ) -> PeftModel:
-    modules = dict(model.named_modules())
-    _refuse(faults_of_names(modules, lora, vision, family_of(model.config), quantized=quantized))
+    checks = LoraChecks(model, lora, vision, quantized=quantized)
+    _refuse(checks.faults_of_names())
     peft_model, error = _try_peft(model, lora, vision, **options)
     if error is not None:
         _refuse([_fault_of(error, model.config, lora, vision)], error)
-    _refuse(faults_of_effect(peft_model, modules, lora))
+    _refuse(checks.faults_of_effect(peft_model))
     return peft_model
 
 

@@ -6,11 +6,11 @@ Every fault is a line that begins with its key.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qwen_vl_lora.model.families import Family
+from qwen_vl_lora.model.families import Family, family_of
 from qwen_vl_lora.parameter_groups import nearest
 from qwen_vl_lora.parameters import LoraParameters
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
     from torch import nn
+    from transformers import PreTrainedModel
 
 
 def missed_linear_attention(family: Family, lora: LoraParameters) -> str:
@@ -34,86 +35,203 @@ def missed_linear_attention(family: Family, lora: LoraParameters) -> str:
     )
 
 
-def faults_of_names(
-    modules: Mapping[str, nn.Module], lora: LoraParameters, vision: str, family: Family, *, quantized: bool
-) -> list[str]:
-    """Settings that match no module of the base, or one that cannot be used; one line for each.
+class LoraChecks:
+    """Checks of the settings of LoRA for one base.
 
     Args:
-        modules: of the base, before it is wrapped.
+        base: before it is wrapped.
         quantized: whether weights that are not packed yet will be.
     """
-    from torch import nn
 
-    layers = (nn.Linear, nn.Embedding, nn.Conv3d)  # a Conv1d's weight is read past LoRA by linear attention
-    adaptable = [name for name, module in modules.items() if isinstance(module, layers)]
-    frozen = [name for name in adaptable if vision != "adapted" and family.is_in_tower(name)]
-    faults = []
-    targets = lora.target_modules
-    for entry in [targets] if isinstance(targets, str) else targets:
-        if isinstance(targets, str) and targets.lower() == "all-linear":
-            break  # PEFT finds them itself
-        found = _matching(targets, modules) if isinstance(targets, str) else _ending_with(entry, adaptable)
-        others = [name for name in found if name not in adaptable]
-        if not found:
-            faults.append(f"target_modules: {_not_found(entry, adaptable, whole=isinstance(targets, str))}")
-        elif others:
-            faults.append(
-                f"target_modules: {entry!r} matches {others[0]}, a {type(modules[others[0]]).__name__}, which cannot "
-                "take LoRA; expected linear layers or embeddings alone"
-            )
-        elif set(found) <= set(frozen):
-            faults.append(
-                f"target_modules: {entry!r} names layers of the vision tower only (such as {found[0]}), and vision is "
-                "`frozen`; remove it, or set vision: adapted"
-            )
-    excluded = lora.exclude_modules or []
-    if isinstance(excluded, str):
-        if not _matching(excluded, adaptable):
-            faults.append(f"exclude_modules: {_not_found(excluded, adaptable, whole=True)}")
-    else:
-        faults += [
-            f"exclude_modules: {_not_found(entry, adaptable)}"
-            for entry in excluded
-            if not _ending_with(entry, adaptable)
+    def __init__(self, base: PreTrainedModel, lora: LoraParameters, vision: str, *, quantized: bool) -> None:
+        self._modules = dict(base.named_modules())
+        self._lora, self._quantized = lora, quantized
+        self._frozen = None if vision == "adapted" else family_of(base.config)
+
+    def _is_frozen(self, name: str) -> bool:
+        """Whether a module is of a tower that is not adapted."""
+        return self._frozen is not None and self._frozen.is_in_tower(name)
+
+    def faults_of_names(self) -> list[str]:
+        """Settings that match no module of the base, or one that cannot be used; one line for each."""
+        from torch import nn
+
+        layers = (nn.Linear, nn.Embedding, nn.Conv3d)  # a Conv1d's weight is read past LoRA by linear attention
+        adaptable = [name for name, module in self._modules.items() if isinstance(module, layers)]
+        frozen = [name for name in adaptable if self._is_frozen(name)]
+        faults = []
+        targets = self._lora.target_modules
+        for entry in [targets] if isinstance(targets, str) else targets:
+            if isinstance(targets, str) and targets.lower() == "all-linear":
+                break  # PEFT finds them itself
+            found = _matching(targets, self._modules) if isinstance(targets, str) else _ending_with(entry, adaptable)
+            others = [name for name in found if name not in adaptable]
+            if not found:
+                faults.append(f"target_modules: {_not_found(entry, adaptable, whole=isinstance(targets, str))}")
+            elif others:
+                faults.append(
+                    f"target_modules: {entry!r} matches {others[0]}, a {type(self._modules[others[0]]).__name__}, "
+                    "which cannot take LoRA; expected linear layers or embeddings alone"
+                )
+            elif set(found) <= set(frozen):
+                faults.append(
+                    f"target_modules: {entry!r} names layers of the vision tower only (such as {found[0]}), and vision "
+                    "is `frozen`; remove it, or set vision: adapted"
+                )
+        excluded = self._lora.exclude_modules or []
+        if isinstance(excluded, str):
+            if not _matching(excluded, adaptable):
+                faults.append(f"exclude_modules: {_not_found(excluded, adaptable, whole=True)}")
+        else:
+            faults += [
+                f"exclude_modules: {_not_found(entry, adaptable)}"
+                for entry in excluded
+                if not _ending_with(entry, adaptable)
+            ]
+        return faults + self._faults_of_whole_modules()
+
+    def _faults_of_whole_modules(self) -> list[str]:
+        modules, entries = self._modules, self._lora.modules_to_save or []
+        frozen = [name for name in modules if self._is_frozen(name)]
+        faults, chosen = [], {name: entry for entry in entries for name in _ending_with(entry, modules)}
+        for entry in entries:
+            found = _ending_with(entry, modules)
+            # PEFT matches these names without regard to dots.
+            others = [name for name in modules if name.endswith(entry) and name not in found]
+            if not found:
+                faults.append(f"modules_to_save: {_not_found(entry, modules)}")
+            elif others:
+                faults.append(
+                    f"modules_to_save: {entry!r} names {found[0]}, and PEFT would train {others[0]} with it, which "
+                    f"ends alike; give more of the name, such as {'.'.join(found[0].split('.')[-2:])!r}"
+                )
+            elif not all(any(True for _ in modules[name].parameters()) for name in found):
+                faults.append(f"modules_to_save: {entry!r} names {found[0]}, which has no weights to train")
+            elif any(part in frozen or any(inner.startswith(f"{part}.") for inner in frozen) for part in found):
+                faults.append(
+                    f"modules_to_save: {entry!r} names {found[0]}, which is or holds a part of the vision tower, and "
+                    "vision is `frozen`; remove it, or set vision: adapted"
+                )
+            elif any(_is_packed(modules[name], quantized=self._quantized) for name in found if name != "lm_head"):
+                faults.append(
+                    f"modules_to_save: {entry!r} names {found[0]}, whose weights are packed by quantization; remove "
+                    "it, or set quantization: null"
+                )
+        for name, entry in chosen.items():
+            outer = next((other for other in chosen if name.startswith(f"{other}.")), None)
+            if outer is not None:
+                faults.append(
+                    f"modules_to_save: {entry!r} names {name}, which is a part of {outer}, named too; remove one"
+                )
+        return faults
+
+    def faults_of_effect(self, model: PeftModel) -> list[str]:
+        """Settings that PEFT accepted but that have no effect, or less than stated; one line for each."""
+        adapted = adapted_layers(model)
+        return [
+            *self._targets_without_effect(adapted),
+            *self._layers_without_effect(model, adapted),
+            *self._patterns_without_effect(adapted),
+            *self._starts_without_effect(adapted),
+            *self._biases_without_effect(model),
+            *self._vocabulary_under_dora(model),
         ]
-    tower = [name for name in modules if vision != "adapted" and family.is_in_tower(name)]
-    return faults + _faults_of_whole_modules(modules, lora.modules_to_save or [], tower, quantized=quantized)
 
+    def _targets_without_effect(self, adapted: Mapping[str, LoraLayer]) -> list[str]:
+        if isinstance(self._lora.target_modules, str):
+            return []
+        return [
+            f"target_modules: {entry!r} names {_ending_with(entry, self._modules)[0]}, which exclude_modules, "
+            "modules_to_save or layers_to_transform leaves out; remove it from one of them"
+            for entry in self._lora.target_modules
+            if not _ending_with(entry, adapted)
+        ]
 
-def _faults_of_whole_modules(
-    modules: Mapping[str, nn.Module], entries: Sequence[str], frozen: Sequence[str], *, quantized: bool
-) -> list[str]:
-    """Args: frozen: the tower and its modules, unless it is adapted."""
-    faults, chosen = [], {name: entry for entry in entries for name in _ending_with(entry, modules)}
-    for entry in entries:
-        found = _ending_with(entry, modules)
-        # PEFT matches these names without regard to dots.
-        others = [name for name in modules if name.endswith(entry) and name not in found]
-        if not found:
-            faults.append(f"modules_to_save: {_not_found(entry, modules)}")
-        elif others:
-            faults.append(
-                f"modules_to_save: {entry!r} names {found[0]}, and PEFT would train {others[0]} with it, which ends "
-                f"alike; give more of the name, such as {'.'.join(found[0].split('.')[-2:])!r}"
+    def _layers_without_effect(self, model: PeftModel, adapted: Mapping[str, LoraLayer]) -> list[str]:
+        from peft.tuners.tuners_utils import check_target_module_exists
+
+        def reaches(**one: Any) -> bool:
+            config = replace(model.peft_config["default"], **one)
+            # PEFT adapts a layer that the list names in full, whatever its index.
+            found = (
+                check_target_module_exists(config, name) for name in adapted if name not in self._lora.target_modules
             )
-        elif not all(any(True for _ in modules[name].parameters()) for name in found):
-            faults.append(f"modules_to_save: {entry!r} names {found[0]}, which has no weights to train")
-        elif any(part in frozen or any(inner.startswith(f"{part}.") for inner in frozen) for part in found):
-            faults.append(
-                f"modules_to_save: {entry!r} names {found[0]}, which is or holds a part of the vision tower, and "
-                "vision is `frozen`; remove it, or set vision: adapted"
-            )
-        elif any(_is_packed(modules[name], quantized=quantized) for name in found if name != "lm_head"):
-            faults.append(
-                f"modules_to_save: {entry!r} names {found[0]}, whose weights are packed by quantization; remove it, "
-                "or set quantization: null"
-            )
-    for name, entry in chosen.items():
-        outer = next((other for other in chosen if name.startswith(f"{other}.")), None)
-        if outer is not None:
-            faults.append(f"modules_to_save: {entry!r} names {name}, which is a part of {outer}, named too; remove one")
-    return faults
+            return any(one is True for one in found)
+
+        last = model.get_base_model().config.get_text_config().num_hidden_layers - 1
+        layers, lists = self._lora.layers_to_transform, self._lora.layers_pattern
+        faults = [
+            f"layers_to_transform: {layer} adapts no layer; expected indices from 0 to {last}, and ends of "
+            "names in target_modules, such as q_proj"
+            for layer in ([layers] if isinstance(layers, int) else layers or [])
+            if not reaches(layers_to_transform=layer)
+        ]
+        return faults + [
+            f"layers_pattern: {entry!r} names no list of layers that is adapted"
+            for entry in ([lists] if isinstance(lists, str) else lists or [])
+            if not reaches(layers_pattern=entry)
+        ]
+
+    def _patterns_without_effect(self, adapted: Mapping[str, LoraLayer]) -> list[str]:
+        from peft.utils.other import get_pattern_key
+
+        faults = []
+        for name, pattern in {
+            "rank_pattern": self._lora.rank_pattern or {},
+            "alpha_pattern": self._lora.alpha_pattern or {},
+        }.items():
+            chosen: dict[str, str] = {}
+            for key in pattern:
+                layers = [layer for layer in adapted if get_pattern_key([key], layer) == key]
+                if not layers:
+                    faults.append(f"{name}: {key!r} matches no adapted layer")
+                # PEFT uses the first match, and stores the patterns in alphabetical order.
+                twice = next((layer for layer in layers if layer in chosen), None)
+                if twice is not None:
+                    faults.append(
+                        f"{name}: {chosen[twice]!r} and {key!r} both match {twice}, and the first would count in "
+                        "training, but not where the adapter is loaded; expected one match for each layer"
+                    )
+                chosen |= dict.fromkeys(layers, key)
+        return faults
+
+    def _starts_without_effect(self, adapted: Mapping[str, LoraLayer]) -> list[str]:
+        from torch import nn
+
+        start = self._lora.init_lora_weights
+        if start not in ("pissa", "olora", "orthogonal"):
+            return []
+        for name, layer in adapted.items():
+            if isinstance(layer.get_base_layer(), nn.Embedding):
+                return [
+                    f"init_lora_weights: PEFT ignores `{start}` for the embedding {name}; remove it from the targets"
+                ]
+            rank, most = layer.r["default"], min(layer.in_features, layer.out_features)
+            if start != "orthogonal" and rank > most:
+                return [
+                    f"init_lora_weights: `{start}` can give {name} at most rank {most}; got {rank} (r or rank_pattern)"
+                ]
+        return []
+
+    def _biases_without_effect(self, model: PeftModel) -> list[str]:
+        if self._lora.bias == "none" or any(
+            parameter.requires_grad and name.endswith(".bias") and ".modules_to_save." not in name
+            for name, parameter in model.named_parameters()
+        ):
+            return []
+        return [f"bias: `{self._lora.bias}` trains nothing, because no adapted layer has a bias; set bias: none"]
+
+    def _vocabulary_under_dora(self, model: PeftModel) -> list[str]:
+        from peft.tuners.lora import LoraLayer
+
+        inner: Any = model.get_base_model()
+        ends = {"embed_tokens": inner.get_input_embeddings(), "lm_head": inner.get_output_embeddings()}
+        return [
+            f"use_dora: DoRA divides by the norm of each token's weights in {name}, and a token without weights, such "
+            f"as padding, gives NaN; remove {name} from the targets, or set use_dora: false"
+            for name, end in ends.items()
+            if self._lora.use_dora and isinstance(end, LoraLayer)
+        ]
 
 
 def _is_packed(module: nn.Module, *, quantized: bool) -> bool:
@@ -145,120 +263,8 @@ def _not_found(entry: str, names: Iterable[str], *, whole: bool = False) -> str:
     return f"{entry!r} matches no module that this key can name{close}"
 
 
-def faults_of_effect(model: PeftModel, modules: Mapping[str, nn.Module], lora: LoraParameters) -> list[str]:
-    """Settings that PEFT accepted but that have no effect, or less than stated; one line for each.
-
-    Args:
-        modules: of the base, before it was wrapped.
-    """
-    adapted = adapted_layers(model)
-    return [
-        *_targets_without_effect(adapted, modules, lora),
-        *_layers_without_effect(model, adapted, lora),
-        *_patterns_without_effect(adapted, lora),
-        *_starts_without_effect(adapted, lora),
-        *_biases_without_effect(model, lora),
-        *_vocabulary_under_dora(model, lora),
-    ]
-
-
 def adapted_layers(model: PeftModel) -> dict[str, LoraLayer]:
     """The layers with LoRA, by their names in the base."""
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in model.get_base_model().named_modules() if isinstance(module, LoraLayer)}
-
-
-def _targets_without_effect(
-    adapted: Mapping[str, LoraLayer], modules: Mapping[str, nn.Module], lora: LoraParameters
-) -> list[str]:
-    if isinstance(lora.target_modules, str):
-        return []
-    return [
-        f"target_modules: {entry!r} names {_ending_with(entry, modules)[0]}, which exclude_modules, modules_to_save or "
-        "layers_to_transform leaves out; remove it from one of them"
-        for entry in lora.target_modules
-        if not _ending_with(entry, adapted)
-    ]
-
-
-def _layers_without_effect(model: PeftModel, adapted: Mapping[str, LoraLayer], lora: LoraParameters) -> list[str]:
-    from peft.tuners.tuners_utils import check_target_module_exists
-
-    def reaches(**one: Any) -> bool:
-        config = replace(model.peft_config["default"], **one)
-        # PEFT adapts a layer that the list names in full, whatever its index.
-        found = (check_target_module_exists(config, name) for name in adapted if name not in lora.target_modules)
-        return any(one is True for one in found)
-
-    last = model.get_base_model().config.get_text_config().num_hidden_layers - 1
-    layers, lists = lora.layers_to_transform, lora.layers_pattern
-    faults = [
-        f"layers_to_transform: {layer} adapts no layer; expected indices from 0 to {last}, and ends of "
-        "names in target_modules, such as q_proj"
-        for layer in ([layers] if isinstance(layers, int) else layers or [])
-        if not reaches(layers_to_transform=layer)
-    ]
-    return faults + [
-        f"layers_pattern: {entry!r} names no list of layers that is adapted"
-        for entry in ([lists] if isinstance(lists, str) else lists or [])
-        if not reaches(layers_pattern=entry)
-    ]
-
-
-def _patterns_without_effect(adapted: Mapping[str, LoraLayer], lora: LoraParameters) -> list[str]:
-    from peft.utils.other import get_pattern_key
-
-    faults = []
-    for name, pattern in {"rank_pattern": lora.rank_pattern or {}, "alpha_pattern": lora.alpha_pattern or {}}.items():
-        chosen: dict[str, str] = {}
-        for key in pattern:
-            layers = [layer for layer in adapted if get_pattern_key([key], layer) == key]
-            if not layers:
-                faults.append(f"{name}: {key!r} matches no adapted layer")
-            # PEFT uses the first match, and stores the patterns in alphabetical order.
-            twice = next((layer for layer in layers if layer in chosen), None)
-            if twice is not None:
-                faults.append(
-                    f"{name}: {chosen[twice]!r} and {key!r} both match {twice}, and the first would count in training, "
-                    "but not where the adapter is loaded; expected one match for each layer"
-                )
-            chosen |= dict.fromkeys(layers, key)
-    return faults
-
-
-def _starts_without_effect(adapted: Mapping[str, LoraLayer], lora: LoraParameters) -> list[str]:
-    from torch import nn
-
-    start = lora.init_lora_weights
-    if start not in ("pissa", "olora", "orthogonal"):
-        return []
-    for name, layer in adapted.items():
-        if isinstance(layer.get_base_layer(), nn.Embedding):
-            return [f"init_lora_weights: PEFT ignores `{start}` for the embedding {name}; remove it from the targets"]
-        rank, most = layer.r["default"], min(layer.in_features, layer.out_features)
-        if start != "orthogonal" and rank > most:
-            return [f"init_lora_weights: `{start}` can give {name} at most rank {most}; got {rank} (r or rank_pattern)"]
-    return []
-
-
-def _biases_without_effect(model: PeftModel, lora: LoraParameters) -> list[str]:
-    if lora.bias == "none" or any(
-        parameter.requires_grad and name.endswith(".bias") and ".modules_to_save." not in name
-        for name, parameter in model.named_parameters()
-    ):
-        return []
-    return [f"bias: `{lora.bias}` trains nothing, because no adapted layer has a bias; set bias: none"]
-
-
-def _vocabulary_under_dora(model: PeftModel, lora: LoraParameters) -> list[str]:
-    from peft.tuners.lora import LoraLayer
-
-    inner: Any = model.get_base_model()
-    ends = {"embed_tokens": inner.get_input_embeddings(), "lm_head": inner.get_output_embeddings()}
-    return [
-        f"use_dora: DoRA divides by the norm of each token's weights in {name}, and a token without weights, such as "
-        f"padding, gives NaN; remove {name} from the targets, or set use_dora: false"
-        for name, end in ends.items()
-        if lora.use_dora and isinstance(end, LoraLayer)
-    ]

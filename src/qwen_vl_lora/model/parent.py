@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qwen_vl_lora.exceptions import AdapterError, MissingArtifactError
 from qwen_vl_lora.model.adapter import PLAIN_STARTS, WEIGHTS_FILE, Adapter
 from qwen_vl_lora.model.base_model import BaseModel
-from qwen_vl_lora.parameters import LoraParameters
 from qwen_vl_lora.samples.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -38,20 +38,23 @@ class ParentAdapter:
         """Its entry in the new adapter's record."""
         return {"path": self.place, "sha256": self.sha256, "run": (self.adapter.record.get("run") or {}).get("id")}
 
-    def check_continues(self, base_model: BaseModel, lora: LoraParameters, vision: str) -> None:
+    def check_continues(self, base_model: BaseModel, settings: Mapping[str, Any]) -> None:
         """Refuse an adapter whose weights would have another meaning in this training.
 
         All other settings may differ, such as prompt, picture size and dropout.
+
+        Args:
+            settings: of this training, as its adapter's record will state them.
 
         Raises:
             AdapterError: naming every difference.
             MissingArtifactError: if it has no record.
         """
         record = self.adapter.record
-        theirs, ours = _shape(record["lora"]), _shape(lora.model_dump())
+        theirs, ours = _shape(record["lora"]), _shape(settings["lora"])
         pairs = {
             "base model": (record["base_model"]["fingerprint"], base_model.fingerprint),
-            "vision": (record["vision"], vision),
+            "vision": (record["vision"], settings["vision"]),
             **{f"lora.{name}": (theirs.get(name), ours.get(name)) for name in sorted(theirs.keys() | ours.keys())},
         }
         differences = [f"{name}: {old} in the adapter, {new} here" for name, (old, new) in pairs.items() if old != new]

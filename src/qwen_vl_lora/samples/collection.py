@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from qwen_vl_lora.cluster.work import in_pieces
+from qwen_vl_lora.cluster.work import Processes
 from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.parameters import (
     ONE_PROCESS,
@@ -120,11 +120,12 @@ def collect(
         gathered = _Gathered(stage, samples)
         rows = take_rows(source, captions, folders.project)
         with recorded_work("collect_samples", "rows") as work:
-            if stage.fetches or (cluster.address is None and cluster.processes in (1, "auto")):
+            processes = None if stage.fetches else Processes(cluster, None)
+            if processes is None or processes.count == 1:
                 checked = _checked_here(rows, stage, captions, work)
             else:
                 check = PictureChecker(folders, image, source.folders, captions)
-                checked = _checked_in_pieces(rows, check, cluster, work)
+                checked = _checked_in_pieces(rows, check, processes, work)
             gathered.add_all(checked, captions, "collect_samples")
         gathered.require_good_share(quarantine.max_share)
         stage.finish()
@@ -220,9 +221,7 @@ def _checked_here(
         yield checked
 
 
-def _checked_in_pieces(
-    rows: Iterable[Row], check: PictureChecker, cluster: ClusterParameters, work: Work
-) -> _CheckedRows:
+def _checked_in_pieces(rows: Iterable[Row], check: PictureChecker, processes: Processes, work: Work) -> _CheckedRows:
     """Check rows with other processes; yield each with its outcome, in their order."""
     given: dict[int, list[Row]] = {}
     finished: dict[int, list[_Outcome]] = {}
@@ -233,7 +232,7 @@ def _checked_in_pieces(
             yield piece
 
     following = 0
-    for done in in_pieces(check, pieces(), cluster):
+    for done in processes.in_pieces(check, pieces()):
         finished[done.number] = done.result
         work.add(len(done.result), done.process)
         while following in finished:

@@ -15,7 +15,7 @@ from kedro.pipeline import Pipeline
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.hub.repositories import parse_repository
 from qwen_vl_lora.model.base_model import check_packages, difference_of
-from qwen_vl_lora.model.devices import choose_device, memory_of, usable_precision
+from qwen_vl_lora.model.devices import choose_device, memory_of
 from qwen_vl_lora.model.families import FAMILIES, Family, family_of_published
 from qwen_vl_lora.model.parent import find_parent
 from qwen_vl_lora.model.pictures import PictureSizer
@@ -53,7 +53,7 @@ def check_run(pipeline: Pipeline, catalog: CatalogProtocol, settings: Parameters
             remote.append(name)
         else:
             _check_input(name, dataset)
-    if computes or "params:image" in inputs:
+    if computes or SOURCE in inputs:
         _check_sizes(catalog, inputs, settings.image, trains=trains)
     if SOURCE in inputs:
         _check_source(catalog, settings)
@@ -88,17 +88,14 @@ def _check_computing(settings: Parameters) -> None:
 
 def _check_training(settings: Parameters) -> None:
     """Checks that need transformers and torch. A run that only prepares data does not import them."""
-    from qwen_vl_lora.cluster.work import size_of
+    from qwen_vl_lora.cluster.work import Processes
     from qwen_vl_lora.training.arguments import check_arguments
+    from qwen_vl_lora.training.fit import usable_settings
     from qwen_vl_lora.training.row_mask import check_packing
-    from qwen_vl_lora.training.sharding import check_sharding
 
     device = choose_device(settings.device)
     check_packing(settings.attention, device, None)
-    precision = usable_precision(settings.training_args, device)
-    check_arguments(settings.model_copy(update={"training_args": precision}))
-    if precision.is_sharded:
-        check_sharding(precision, device, size_of(settings.cluster, device).processes)
+    check_arguments(usable_settings(settings, device, Processes(settings.cluster, device).count))
 
 
 def _check_sizes(catalog: CatalogProtocol, inputs: set[str], image: ImageParameters, *, trains: bool) -> None:

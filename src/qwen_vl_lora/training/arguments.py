@@ -19,6 +19,9 @@ from qwen_vl_lora.model.devices import choose_device
 from qwen_vl_lora.parameter_groups import nearest
 from qwen_vl_lora.parameters import Parameters
 
+_OURS = {"early_stopping_patience", "per_device_train_batch_size", "gradient_checkpointing", "fsdp"}
+"""Names that the project implements itself."""
+
 _SET_HERE = {"optimizer", "last_epoch", "num_warmup_steps", "num_training_steps", "num_stable_steps", "mode", "_"}
 """Arguments of the schedules that the training sets itself; `mode` is: the best validation loss is the smallest."""
 
@@ -35,7 +38,7 @@ _NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm
 def training_arguments(settings: Parameters) -> TrainingArguments:
     """transformers' own arguments, for its factories and its check of values. The loop reads `settings`."""
     return TrainingArguments(
-        **settings.training_args.to_training_arguments(),
+        **settings.training_args.model_dump(exclude=_OURS),
         output_dir="unused",
         report_to=[],
         use_cpu=choose_device(settings.device).type == "cpu",

@@ -64,7 +64,9 @@ def encode_data(data: TrainingData, base_model: BaseModel, settings: Parameters,
             many are too long.
     """
     encoder = functools.cache(lambda: ChatEncoder(base_model.load_processor(), settings.image, data.images))
-    splits = [tokenise(split, base_model, settings.image, root, encoder) for split in (data.train, data.validation)]
+    splits = [
+        tokenise(split, base_model, settings.image.size, root, encoder) for split in (data.train, data.validation)
+    ]
     max_length, max_share = settings.max_length, settings.quarantine.max_share
     (train, too_long), (validation, also_too_long) = (part_by_length(one, max_length, max_share) for one in splits)
     if not train:

@@ -9,18 +9,17 @@ from typing import Any
 
 import torch
 
-from qwen_vl_lora.cluster.work import on_ranks, size_of
+from qwen_vl_lora.cluster.work import Processes
 from qwen_vl_lora.exceptions import DeviceError
 from qwen_vl_lora.features.key import FeatureKey
 from qwen_vl_lora.model.base_model import BaseModel
-from qwen_vl_lora.model.devices import choose_device, usable_precision
+from qwen_vl_lora.model.devices import choose_device, usable_dtype
 from qwen_vl_lora.model.parent import ParentAdapter, find_parent
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.samples.workspace import Workspace
 from qwen_vl_lora.training.checkpoints import TrainingJob, find_checkpoint
 from qwen_vl_lora.training.data import EncodedData, TrainingData, encode_data
 from qwen_vl_lora.training.loop import OnRow
-from qwen_vl_lora.training.sharding import check_sharding
 from qwen_vl_lora.training.tokenised import FOLDER
 from qwen_vl_lora.training.train import FittedAdapter, train
 
@@ -47,28 +46,56 @@ def fit_adapter(
         DeviceError: if the device is not available, or cannot shard weights.
     """
     device = choose_device(settings.device)
-    precision = usable_precision(settings.training_args, device)
-    settings = settings.model_copy(update={"training_args": precision})
-    if settings.training_args.fp16 and settings.lora.bias != "none":
-        raise DeviceError(
-            f"lora.bias is `{settings.lora.bias}`, but this GPU has no bfloat16, and biases cannot be trained in "
-            "float16. Set lora.bias: none, or training_args.bf16: false to train in float32."
-        )
+    processes = Processes(settings.cluster, device)
+    settings = usable_settings(settings, device, processes.count)
     parent = find_parent(settings.init_adapter, workspace)
     if parent is not None:
-        parent.check_continues(base_model, settings.lora, settings.vision)
-    size = size_of(settings.cluster, device)
-    check_sharding(settings.training_args, device, size.processes)
+        parent.check_continues(base_model, settings.recorded)
     encoded = encode_data(data, base_model, settings, workspace.path / FOLDER)
-    inputs = job_inputs(base_model, encoded, settings, parent, size.processes, size.threads)
+    inputs = job_inputs(base_model, encoded, settings, parent, processes.count, processes.threads)
     job = TrainingJob(inputs, workspace.path / "training", parent.place if parent else None)
     job.open()
     checkpoint = find_checkpoint(job, settings.resume)
     work = (base_model, data, encoded, settings, parent, job.folder, checkpoint)
-    fitted, *_ = on_ranks(train, *work, cluster=settings.cluster, device=device, on_row=on_row)
+    fitted, *_ = processes.on_ranks(train, *work, on_row=on_row)
     job.close()
     _give_memory_back()
     return fitted
+
+
+def usable_settings(settings: Parameters, device: torch.device, processes: int) -> Parameters:
+    """The settings as the device can train with them: float16 in place of bfloat16 on a GPU without it.
+
+    Raises:
+        DeviceError: if float16 cannot train these biases, or FSDP would have no effect or was never tested.
+    """
+    arguments = settings.training_args
+    if usable_dtype(arguments.dtype, device) != arguments.dtype:
+        arguments = arguments.model_copy(update={"bf16": False, "fp16": True})
+    if arguments.fp16 and settings.lora.bias != "none":
+        raise DeviceError(
+            f"lora.bias is `{settings.lora.bias}`, but this GPU has no bfloat16, and biases cannot be trained in "
+            "float16. Set lora.bias: none, or training_args.bf16: false to train in float32."
+        )
+    if arguments.is_sharded:
+        _check_sharding(device, processes, is_float16=arguments.fp16)
+    return settings.model_copy(update={"training_args": arguments})
+
+
+def _check_sharding(device: torch.device, processes: int, *, is_float16: bool) -> None:
+    remedy = "Set training_args.fsdp: false"
+    if device.type == "cpu":
+        raise DeviceError(f"training_args.fsdp shards weights among GPUs, but this run is on a CPU. {remedy}.")
+    if processes == 1:
+        raise DeviceError(
+            f"training_args.fsdp shards weights among processes, but there is only one. {remedy}, or raise "
+            "cluster.processes."
+        )
+    if is_float16:
+        raise DeviceError(
+            "training_args.fsdp was never tested in float16, whose loss scaler would have to agree over all shards. "
+            f"{remedy}, or train in bf16 on a GPU that has it."
+        )
 
 
 def job_inputs(
@@ -99,7 +126,7 @@ def _feature_key(base_model: BaseModel, settings: Parameters) -> str | None:
     """Key of the stored features, which includes the libraries that compute them; None with `vision: adapted`."""
     if settings.vision == "adapted":
         return None
-    return FeatureKey.of(base_model, settings.image, settings.training_args.dtype).digest
+    return FeatureKey.of(base_model, settings.image.size, settings.training_args.dtype).digest
 
 
 def _packages(settings: Parameters) -> dict[str, str]:

@@ -33,6 +33,7 @@ from qwen_vl_lora.cluster import here
 from qwen_vl_lora.exceptions import TrainingError
 from qwen_vl_lora.model.chat import EncodedConversation
 from qwen_vl_lora.model.devices import choose_device
+from qwen_vl_lora.model.families import family_of
 from qwen_vl_lora.parameters import Parameters
 from qwen_vl_lora.training import sharding
 from qwen_vl_lora.training.arguments import make_optimizer, make_schedule, training_arguments
@@ -178,29 +179,33 @@ class TrainingLoop:
 
     Args:
         model: a PeftModel.
-        last_layer: of its language model.
-        batches: training and validation batches.
+        train, validation: the conversations; `validation` may be empty.
+        collator: turns rows into tensors.
         settings: all settings of the run.
-        steps: optimizer steps of the whole training.
+        size: captions of one forward pass.
         folder: of the checkpoints.
         on_row: called with every row of `training_log`, those of the checkpoint first.
 
     Attributes:
+        steps: optimizer steps of the whole training.
         reached: names of the tensors that the first step gave a gradient other than zero.
     """
 
     def __init__(
         self,
         model: Any,
-        last_layer: LastLayer,
-        batches: StepBatches,
+        train: Sequence[EncodedConversation],
+        validation: Sequence[EncodedConversation],
+        collator: RowCollator,
         settings: Parameters,
-        steps: int,
+        size: int,
         folder: Path,
         on_row: OnRow | None = None,
     ) -> None:
-        self._last_layer = last_layer
-        self.batches, self.steps, self.folder = batches, steps, folder
+        base = model.get_base_model()
+        self._last_layer = LastLayer(base, family_of(base.config))
+        self.batches = StepBatches(train, validation, collator, settings, size)
+        self.steps, self.folder = count_steps(train, settings), folder
         self.state = TrainingState(losses=[0.0] * here.world_size())
         self._arguments = settings.training_args
         library = training_arguments(settings)
@@ -241,7 +246,6 @@ class TrainingLoop:
         self._signals.stop_if_asked(self.state.step, self.steps, self.folder)
         if self.state.best_step is not None:
             self._load_weights(self._checkpoint(self.state.best_step))
-        self._accelerator.free_memory()
         self.state = replace(self.state, **self._spent())
         return self.state
 

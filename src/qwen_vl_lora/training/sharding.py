@@ -1,4 +1,4 @@
-"""FSDP: where it is supported, how the model is sharded, and how states are gathered and distributed."""
+"""FSDP: how the model is sharded, and how states are gathered and distributed."""
 
 from __future__ import annotations
 
@@ -17,34 +17,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from qwen_vl_lora.cluster import here
-from qwen_vl_lora.exceptions import DeviceError
 from qwen_vl_lora.model.families import family_of
-from qwen_vl_lora.parameters import TrainingParameters
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-
-
-def check_sharding(training_args: TrainingParameters, device: torch.device, ranks: int) -> None:
-    """Refuse FSDP where it would have no effect, or where its training was never tested.
-
-    Raises:
-        DeviceError: on a CPU, in one process, and in float16.
-    """
-    if not training_args.is_sharded:
-        return
-    remedy = "Set training_args.fsdp: false"
-    if device.type == "cpu":
-        raise DeviceError(f"training_args.fsdp shards weights among GPUs, but this run is on a CPU. {remedy}.")
-    if ranks == 1:
-        raise DeviceError(
-            f"training_args.fsdp shards weights among processes, but there is only one. {remedy}, or raise "
-            "cluster.processes."
-        )
-    if training_args.fp16:
-        raise DeviceError(
-            "training_args.fsdp was never tested in float16, whose loss scaler would have to agree over all shards. "
-            f"{remedy}, or train in bf16 on a GPU that has it."
-        )
 
 
 def shard(model: Any) -> None:

@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import tee
 from pathlib import Path
@@ -25,7 +25,6 @@ from qwen_vl_lora.exceptions import DataFormatError
 from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.model.chat import ChatEncoder, EncodedConversation
 from qwen_vl_lora.model.fingerprints import WEIGHTS_SUFFIX
-from qwen_vl_lora.parameters import ImageParameters
 from qwen_vl_lora.runs.artifacts import digest
 from qwen_vl_lora.runs.storage import discard, file_sha256, files_sha256, replace, sync_tree, temporary
 from qwen_vl_lora.samples.conversations import Conversations
@@ -146,14 +145,14 @@ def _mapped(file: Path, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
 def tokenise(
     conversations: Conversations,
     base_model: BaseModel,
-    image: ImageParameters,
+    picture_size: Mapping[str, int | None],
     root: Path,
     make_encoder: Callable[[], ChatEncoder],
 ) -> TokenisedSamples:
     """The samples of all conversations, from the files of an earlier run if there are any.
 
     Args:
-        image: size of the pictures.
+        picture_size: that the encoder has.
         root: folder of all tokenised samples of the recipe.
         make_encoder: called if they have to be made; the encoder has the pictures of the conversations.
 
@@ -163,7 +162,7 @@ def tokenise(
     key = {
         "form": _FORM,
         "conversations": conversations.stored_sha256,
-        "image": image.size,
+        "image": picture_size,
         "base": {name: sha256 for name, sha256 in base_model.files.items() if not name.endswith(WEIGHTS_SUFFIX)},
         "packages": {name: importlib.metadata.version(name) for name in ("transformers", "tokenizers")},
     }

@@ -30,8 +30,7 @@ from qwen_vl_lora.training.arguments import check_schedule, training_arguments
 from qwen_vl_lora.training.batch_size import choose_batch_size
 from qwen_vl_lora.training.collator import ForwardPass, RowCollator, to_device
 from qwen_vl_lora.training.data import EncodedData, TrainingData
-from qwen_vl_lora.training.last_layer import LastLayer
-from qwen_vl_lora.training.loop import LOG_COLUMNS, OnRow, StepBatches, TrainingLoop, TrainingState, count_steps
+from qwen_vl_lora.training.loop import LOG_COLUMNS, OnRow, TrainingLoop, TrainingState, count_steps
 from qwen_vl_lora.training.memory import answered_shortage
 from qwen_vl_lora.training.movement import Movement
 from qwen_vl_lora.training.row_mask import check_packing
@@ -84,8 +83,7 @@ def train(
     train = encoded.train
     check_rows(train, settings.rows, base_model.family)
     check_packing(settings.attention, device, base_model.family)
-    steps = count_steps(train, settings)
-    check_schedule(training_arguments(settings), steps)
+    check_schedule(training_arguments(settings), count_steps(train, settings))
     if here.is_first():
         logger.info(encoded.prompt.sentence())
 
@@ -96,10 +94,8 @@ def train(
     model = _load_trainable(base_model, parent, settings, device)
     collator = RowCollator(encoder, pictures, settings.attention)
     size = _batch_size(model, train, collator, settings, job_folder)
-    batches = StepBatches(train, encoded.validation, collator, settings, size)
-    last_layer = LastLayer(model.get_base_model(), base_model.family)
-    loop = TrainingLoop(model, last_layer, batches, settings, steps, job_folder, on_row)
-    first, movement = batches.first(), Movement(model)
+    loop = TrainingLoop(model, train, encoded.validation, collator, settings, size, job_folder, on_row)
+    first, movement = loop.batches.first(), Movement(model)
     with answered_shortage(base_model.geometry, train, settings, size):
         check_pictures_reach_the_model(model, first, device)
         state = loop.run(checkpoint)

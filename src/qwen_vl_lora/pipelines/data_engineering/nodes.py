@@ -6,15 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Kedro resolves these annotations to validate parameters: none may move under TYPE_CHECKING.
-from qwen_vl_lora.parameters import (
-    CaptionsParameters,
-    ClusterParameters,
-    ImageParameters,
-    Parameters,
-    PromptParameters,
-    QuarantineParameters,
-    SplitParameters,
-)
+from qwen_vl_lora.parameters import Parameters, PromptParameters, SplitParameters
 from qwen_vl_lora.pipelines.tables import Table
 from qwen_vl_lora.samples import collection, data_page, splitting, statistics
 from qwen_vl_lora.samples import conversations as conversation_form
@@ -24,15 +16,17 @@ from qwen_vl_lora.samples.workspace import Workspace
 
 
 def collect_samples(
-    captioned_images: Iterable[Row],
-    workspace: Workspace,
-    captions: CaptionsParameters,
-    image: ImageParameters,
-    quarantine: QuarantineParameters,
-    cluster: ClusterParameters,
+    captioned_images: Iterable[Row], workspace: Workspace, settings: Parameters
 ) -> collection.Collected:
     """Check every row and picture of the source; bad rows go to quarantine with their reason."""
-    return collection.collect(captioned_images, workspace, captions, image, quarantine, cluster=cluster)
+    return collection.collect(
+        captioned_images,
+        workspace,
+        settings.captions,
+        settings.image,
+        settings.quarantine,
+        cluster=settings.cluster,
+    )
 
 
 def build_conversations(

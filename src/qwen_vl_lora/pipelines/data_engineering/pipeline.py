@@ -23,14 +23,7 @@ def create_pipeline() -> Pipeline:
         [
             described_node(
                 collect_samples,
-                inputs=[
-                    "captioned_images",
-                    "workspace",
-                    "params:captions",
-                    "params:image",
-                    "params:quarantine",
-                    "params:cluster",
-                ],
+                inputs=["captioned_images", "workspace", "params:settings"],
                 outputs=[
                     "images",
                     "samples",
