@@ -16,8 +16,11 @@ run: $(VENV)/.installed ## the embedded default: pictures in, adapter and before
 viz: $(VENV)/.installed ## look at pipelines and artifacts in the browser
 	$(BIN)/qwen-vl-lora viz
 
+# Many tests wait for another process or for a limit of time, so one process more than cores keeps the cores busy.
+WORKERS = $(shell $(BIN)/python -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
+
 test: lint ## lint, types, layers and tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not cluster" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not cluster" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import inspect
 import os
 import signal
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from made_once import made_once
-from warm import keep_parents
+from warm import keep_parents, module_of
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["DO_NOT_TRACK"] = "1"  # kedro-telemetry, in the projects that tests make
@@ -21,6 +22,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 for name in [name for name in os.environ if name.startswith("SWANLAB_")]:
     del os.environ[name]  # a key would send what the tests make
 keep_parents()
+inspect.getmodule = functools.partial(module_of, inspect.getmodule)
+gc.disable()  # until all tests are imported
 PROJECT = Path(__file__).parents[1]
 TINY_BASE = PROJECT / "data" / "06_models" / "tiny_qwen2_vl"
 
@@ -43,6 +46,10 @@ HEAVY = (
     "test_command_line.py",
 )
 """What takes longest begins first, or one process would end with it while the others have nothing left to do."""
+
+
+def pytest_collection_finish():
+    gc.enable()
 
 
 def pytest_runtest_logstart(nodeid):

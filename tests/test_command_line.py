@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
+import warm
 from qwen_vl_lora.cli import cli
 
 PROJECT = Path(__file__).parents[1]
@@ -27,7 +28,7 @@ def kedro(tmp_path):
 
     def call(*arguments):
         command = [sys.executable, "-m", "kedro", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+        return warm.run(command, cwd=tmp_path)
 
     return call
 

@@ -14,6 +14,7 @@ import functools
 import gc
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -204,6 +205,7 @@ class Parent:
         sys.path.pop(0)  # the folder of this file
         for name in names:
             importlib.import_module(name)
+        inspect.getmodule = functools.partial(module_of, inspect.getmodule)
         gc.collect()
         gc.freeze()  # or each process would read, and so copy, all of it in its first garbage collection
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: pytest ends what it started
@@ -262,6 +264,11 @@ class Parent:
         for fd in streams:
             os.close(fd)
         return functools.partial(begin, **order)
+
+
+def module_of(ask: Callable[..., Any], value: Any, *named: str) -> Any:
+    """`inspect.getmodule`, which for a frame asks thousands of modules for their files. Dynaconf looks at the stack."""
+    return sys.modules.get(value.f_globals.get("__name__", "")) if inspect.isframe(value) else ask(value, *named)
 
 
 def _read(connection: socket.socket, length: int) -> bytes:

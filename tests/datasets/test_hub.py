@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from kedro.io import AbstractDataset, DatasetError
 
+import warm
 from hub.loopback import COCO, add_coco, hub  # noqa: F401
 from hub.server import Fault
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
@@ -25,31 +27,7 @@ ENTRY = {
     "columns": {"id": "image_id", "caption": "caption", "image": "image"},
     "trust_remote_code": True,
 }
-COLLECT = """
-import json, sys
-from pathlib import Path
-from kedro.io import AbstractDataset
-from qwen_vl_lora.parameters import SplitParameters
-from qwen_vl_lora.samples.collection import collect
-from qwen_vl_lora.samples.conversations import build_conversations
-from qwen_vl_lora.samples.splitting import split_conversations
-from samples.pictures import (
-    captions_parameters, image_parameters, prompt_parameters, quarantine_parameters, workspace_folder
-)
-
-for project, entry, captions, image in json.loads(sys.argv[1]):
-    source = AbstractDataset.from_config("captioned_images", entry).load()
-    collected = collect(
-        source, workspace_folder(Path(project)), captions_parameters(**captions), image_parameters(**image),
-        quarantine_parameters(1.0),
-    )
-    rejected = collected.rejected_samples.to_dict("records")
-    conversations = build_conversations(collected.samples, collected.images, prompt_parameters())
-    split = split_conversations(
-        conversations, collected.images, SplitParameters(test_images=1, validation_images=1, seed=1)
-    ) if len(collected.images) > 2 else None
-    print("\\n" + json.dumps([list(collected.samples), rejected, conversations, split]))
-"""
+COLLECT = Path(__file__).parents[1] / "collecting.py"
 
 
 def dataset(**changes) -> AbstractDataset:
@@ -57,13 +35,12 @@ def dataset(**changes) -> AbstractDataset:
 
 
 @pytest.fixture
-def collect_each(pytestconfig):
+def collect_each():
     """`collect_each([folder, entry, captions, image], …)`: what the pipeline's node makes of each, in one process."""
 
     def go(*orders):
-        command = [sys.executable, "-c", COLLECT, json.dumps([[str(folder), *order] for folder, *order in orders])]
-        tests = str(pytestconfig.rootpath / "tests")
-        child = subprocess.run(command, cwd=tests, capture_output=True, text=True, timeout=120, check=False)
+        given = json.dumps([[str(folder), *order] for folder, *order in orders])
+        child = warm.run([sys.executable, COLLECT, given], cwd=COLLECT.parent)
         assert child.returncode == 0, child.stderr[-3000:]
         results = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("[[")]
         assert len(results) == len(orders)
@@ -163,12 +140,11 @@ def half_of_the_table(cache):
     return None
 
 
-def test_a_killed_download_of_the_tables_file_goes_on_where_it_was(hub, tmp_path, pytestconfig, collected):  # noqa: F811
+def test_a_killed_download_of_the_tables_file_goes_on_where_it_was(hub, tmp_path, collected):  # noqa: F811
     add_coco(hub, [jpeg(seed) for seed in range(40)], [f"{number} {'x' * 30_000}" for number in range(40)])
     hub.fail("train.csv", Fault(delay=0.2))
     arguments = json.dumps([[str(tmp_path / "project"), ENTRY, {}, {}]])
-    tests = str(pytestconfig.rootpath / "tests")
-    child = subprocess.Popen([sys.executable, "-c", COLLECT, arguments], cwd=tests, stderr=subprocess.DEVNULL)
+    child = warm.start([sys.executable, COLLECT, arguments], cwd=COLLECT.parent, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while (partial := half_of_the_table(tmp_path / "cache")) is None:
         assert child.poll() is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 from pathlib import Path
 
@@ -31,14 +30,8 @@ def project(tmp_path, monkeypatch):
     shutil.copy(PROJECT / "pyproject.toml", tmp_path)
     (tmp_path / "src").mkdir()  # the package itself is installed
     monkeypatch.chdir(tmp_path)
-    configure()
+    bootstrap_project(tmp_path)
     return tmp_path
-
-
-@functools.cache
-def configure():
-    """Kedro's settings and pipelines, which are those of the installed package for every project."""
-    bootstrap_project(PROJECT)
 
 
 @pytest.fixture
