@@ -90,11 +90,11 @@ def measure(cell: Cell, root: Path, device: str) -> Record:
     import torch
 
     from qwen_vl_lora.training.memory import MemoryModel, PassShape
-    from qwen_vl_lora.training.rows import plan_passes
+    from qwen_vl_lora.training.rows import fullest_pass
 
     parts = prepare(cell, root, device)
     loop, settings = parts["loop"], parts["settings"]
-    rows = plan_passes(parts["train"][: settings.training_args.captions_per_step], settings.rows, cell.batch)[0]
+    rows = fullest_pass(parts["train"][: settings.training_args.captions_per_step], settings.rows, cell.batch)
     step = [parts["collator"](rows)]
     estimate = MemoryModel.of(parts["base_model"].geometry, settings, mask_bytes=COUNTED_MASK_BYTES[device])
     shape = PassShape.of_rows(rows)

@@ -1,13 +1,13 @@
 """Kedro's settings of this project."""
 
 import copy
-import os
 from pathlib import Path
 from typing import Any
 
 from kedro.config import OmegaConfigLoader
 
 from qwen_vl_lora.cluster.here import forget_other_launchers
+from qwen_vl_lora.model.devices import wait_passively
 from qwen_vl_lora.session.console import project_folder
 from qwen_vl_lora.session.given_parameters import hide_templates, show_templates
 from qwen_vl_lora.session.hooks import LineageHooks, ProjectHooks, TrackingHooks
@@ -16,9 +16,7 @@ from qwen_vl_lora.tracking.choice import PLUGINS
 
 forget_other_launchers()
 
-# Threads that wait in a busy loop slow each other down several times where other work shares the cores.
-# Read when torch is imported, which is after this.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+wait_passively()
 
 # A packaged project has no .telemetry file, which keeps Kedro's usage data from being sent.
 DISABLE_HOOKS_FOR_PLUGINS = (*PLUGINS, "kedro-telemetry", "kedro_telemetry")

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from qwen_vl_lora.model.chat import EncodedConversation
-from qwen_vl_lora.training.rows import StepSampler, group_rows, pack_rows, plan_passes, share_groups
+from qwen_vl_lora.training.rows import (
+    StepSampler,
+    fullest_pass,
+    group_rows,
+    most_tokens,
+    pack_rows,
+    plan_passes,
+    share_groups,
+)
 
 
 def encoded(identity: str, image: str, answer: int, prompt: int = 10) -> EncodedConversation:
@@ -45,6 +53,33 @@ def test_passes_hold_rows_of_similar_length_and_no_more_tokens_than_allowed():
     assert all(len(batch) * max(row.length for row in batch) <= 60 for batch in passes)
     lengths = [row.length for batch in passes for row in batch]
     assert lengths == sorted(lengths, reverse=True)
+
+
+def test_passes_have_the_least_padding_of_all_ways_with_as_few_of_them():
+    lengths = (14, 10, 9, 8, 8, 3, 3, 3, 2)
+    rows = group_rows([encoded(str(n), str(n), length) for n, length in enumerate(lengths)], "separate", 1000)
+    sizes = [row.length for row in rows]
+
+    def ways(rest):
+        """Every division of rows in this order into passes that are allowed."""
+        if not rest:
+            yield []
+        for count in range(1, min(4, len(rest)) + 1):
+            if count * rest[0] <= 60 or count == 1:
+                yield from ([rest[:count], *others] for others in ways(rest[count:]))
+
+    least = min((len(way), sum(len(part) * part[0] for part in way)) for way in ways(sizes))
+    passes = pack_rows(rows, max_rows=4, max_tokens=60)
+    assert (len(passes), sum(len(batch) * batch[0].length for batch in passes)) == least
+
+
+@pytest.mark.parametrize("rows", ["shared", "separate"])
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 16])
+def test_no_pass_is_larger_than_the_fullest(rows, batch_size):
+    step = [encoded(str(n), str(n // 3), 1 + 5 * n % 7) for n in range(16)]
+    fullest = fullest_pass(step, rows, batch_size)
+    tokens = [len(batch) * batch[0].length for batch in plan_passes(step, rows, batch_size)]
+    assert max(tokens) <= len(fullest) * fullest[0].length <= max(most_tokens(step, batch_size), max(tokens))
 
 
 @pytest.mark.parametrize("rows", ["shared", "separate"])

@@ -16,11 +16,11 @@ from typing import Any
 from qwen_vl_lora.runs.masking import mask_text
 
 DISTRIBUTION = "qwen-vl-lora"
-ARITHMETIC = 2
+ARITHMETIC = 3
 """Increase it when equal settings, data and libraries give other bits.
 
 1: as transformers computes. 2: other order of operations in the tower, in attention and in the last layer, equal to
-about 1e-5.
+about 1e-5. 3: other rows in one forward pass.
 """
 # Not direct requirements, but the results depend on them.
 _BELOW = ("kedro-datasets", "numpy", "pillow", "safetensors", "tokenizers")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from kedro.pipeline import Pipeline
 from qwen_vl_lora.exceptions import DataFormatError, MissingArtifactError
 from qwen_vl_lora.hub.repositories import parse_repository
 from qwen_vl_lora.model.base_model import check_packages, difference_of
-from qwen_vl_lora.model.devices import choose_device, memory_of
+from qwen_vl_lora.model.devices import choose_device, memory_of, wait_as_suits_the_cores
 from qwen_vl_lora.model.families import FAMILIES, Family, family_of_published
 from qwen_vl_lora.model.parent import find_parent
 from qwen_vl_lora.model.pictures import PictureSizer
@@ -30,11 +32,13 @@ logger = logging.getLogger(__name__)
 MAX_QUIET_COPIES = 10 * 10**9
 """Bytes of pictures that are stored without a word."""
 
-SOURCE = "captioned_images"
+SOURCE, BASE = "captioned_images", "base_model"
 
 
 def check_run(pipeline: Pipeline, catalog: CatalogProtocol, settings: Parameters) -> None:
-    """Refuse a run whose settings, device or inputs cannot be used. The cheapest check comes first, the network last.
+    """Refuse a run whose settings, device or inputs cannot be used.
+
+    Checks without torch come first, those of the network last.
 
     Raises:
         QwenVLLoraError: naming what is missing and what to do.
@@ -43,24 +47,29 @@ def check_run(pipeline: Pipeline, catalog: CatalogProtocol, settings: Parameters
     computes = bool(pipeline.only_nodes_with_tags("compute").nodes)
     trains = "adapter" in pipeline.all_outputs()
     if computes and not _only_asks_servers(pipeline, settings):
+        wait_as_suits_the_cores()
         _check_computing(settings)
-    if trains:
-        _check_training(settings)
-    remote = []
-    for name in sorted(inputs):
-        dataset: Any = None if name.startswith("params:") or name == "parameters" else catalog.get(name)
-        if hasattr(dataset, "needs_network") and dataset.needs_network():
-            remote.append(name)
-        else:
-            _check_input(name, dataset)
-    if computes or SOURCE in inputs:
-        _check_sizes(catalog, inputs, settings.image, trains=trains)
+    local: list[str] = []
+    remote: list[str] = []
+    for name in sorted(name for name in inputs if not name.startswith("params:") and name != "parameters"):
+        dataset: Any = catalog.get(name)
+        needs_network = hasattr(dataset, "needs_network") and dataset.needs_network()
+        (remote if needs_network else local).append(name)
+    for name in local:
+        if name != BASE:
+            _check_input(name, catalog.get(name))
     if SOURCE in inputs:
         _check_source(catalog, settings)
     if trains:
+        _check_training(settings)
+    if BASE in local:
+        _check_input(BASE, catalog.get(BASE))
+    if computes or SOURCE in inputs:
+        _check_sizes(catalog, inputs, settings.image, trains=trains)
+    if trains:
         if settings.init_adapter is not None:
             find_parent(settings.init_adapter, catalog["workspace"].places())
-        if "base_model" in inputs:
+        if BASE in inputs:
             _check_adapter(catalog, settings)
             _check_rows(catalog, inputs, settings)
         _check_memory(catalog, inputs, settings)
@@ -88,19 +97,32 @@ def _check_computing(settings: Parameters) -> None:
 
 def _check_training(settings: Parameters) -> None:
     """Checks that need transformers and torch. A run that only prepares data does not import them."""
-    from qwen_vl_lora.cluster.work import Processes
-    from qwen_vl_lora.training.arguments import check_arguments
-    from qwen_vl_lora.training.fit import usable_settings
-    from qwen_vl_lora.training.row_mask import check_packing
+    with _without_collections():
+        from qwen_vl_lora.cluster.work import Processes
+        from qwen_vl_lora.training.arguments import check_arguments
+        from qwen_vl_lora.training.fit import usable_settings
+        from qwen_vl_lora.training.row_mask import check_packing
 
     device = choose_device(settings.device)
     check_packing(settings.attention, device, None)
     check_arguments(usable_settings(settings, device, Processes(settings.cluster, device).count))
 
 
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Context for imports of torch and transformers: all that they make stays, and looking through it takes a fifth."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def _check_sizes(catalog: CatalogProtocol, inputs: set[str], image: ImageParameters, *, trains: bool) -> None:
     """Check the pixel limits: an image token fits, and no training picture is resized to nothing."""
-    known = _family(catalog["base_model"]) if "base_model" in inputs else None
+    known = _family(catalog[BASE]) if BASE in inputs else None
     # Without the base its family is unknown: at least the smallest token of any family must fit.
     family = known or min(FAMILIES, key=lambda family: family.token_side)
     sizer = PictureSizer(image, family.patch_size, family.merge_size)
@@ -142,18 +164,18 @@ def _check_memory(catalog: CatalogProtocol, inputs: set[str], settings: Paramete
 
 def _check_adapter(catalog: CatalogProtocol, settings: Parameters) -> None:
     """Check the settings of LoRA against the base's own modules, if the base is local."""
-    if not catalog["base_model"].exists():
+    if not catalog[BASE].exists():
         return
     from qwen_vl_lora.model.lora import check_lora
 
-    check_lora(catalog["base_model"].load(), settings.lora, settings.vision, quantized=settings.is_quantized)
+    check_lora(catalog[BASE].load(), settings.lora, settings.vision, quantized=settings.is_quantized)
 
 
 def _check_contenders(catalog: CatalogProtocol, settings: Parameters) -> None:
     """Check that contenders are there, and that adapters fit the base if it is local."""
     from qwen_vl_lora.evaluation.contenders import find_contenders, find_places
 
-    base, workspace = catalog["base_model"], catalog["workspace"].places()
+    base, workspace = catalog[BASE], catalog["workspace"].places()
     if base.exists():
         find_contenders(settings.evaluation.contenders, base.load(), workspace, settings)
     else:
@@ -173,7 +195,7 @@ def _check_cluster(catalog: CatalogProtocol, settings: Parameters, inputs: set[s
     """Check that every machine of the cluster sees project, base and source, and has the same packages."""
     from qwen_vl_lora.cluster import ray_cluster
 
-    entry = catalog["base_model"]
+    entry = catalog[BASE]
     base = entry.load() if entry.exists() else None
     source = as_source(catalog[SOURCE].load()) if SOURCE in inputs else None
     folders = () if source is None or source.fetcher(settings.image) else source.folders
@@ -196,7 +218,7 @@ def _check_rows(catalog: CatalogProtocol, inputs: set[str], settings: Parameters
     """Check that no two rows would stand in one line, and no two answers in one row, in a family that mixes them."""
     from qwen_vl_lora.training.row_mask import check_packing
 
-    family = _family(catalog["base_model"])
+    family = _family(catalog[BASE])
     check_packing(settings.attention, choose_device(settings.device), family)
     if family is None or family.shares_rows or settings.rows == "separate" or "train_conversations" not in inputs:
         return

@@ -20,7 +20,7 @@ from qwen_vl_lora.model.chat import EncodedConversation
 from qwen_vl_lora.runs.storage import write_whole
 from qwen_vl_lora.training.collator import ForwardPass, RowCollator, to_device
 from qwen_vl_lora.training.memory import PACKED_BASE
-from qwen_vl_lora.training.rows import longest, plan_passes
+from qwen_vl_lora.training.rows import fullest_pass, longest
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,7 @@ def _largest_that_fits(
     tried = longest(conversations, most)
     size = most
     while size >= 1:
-        passes = plan_passes(tried, rows, size)
-        if _fits(model, collator(passes[0])):
+        if _fits(model, collator(fullest_pass(tried, rows, size))):
             return size
         size //= 2
     raise DeviceError(

@@ -16,6 +16,7 @@ from qwen_vl_lora.model.base_model import BaseModel
 from qwen_vl_lora.model.devices import choose_device, usable_dtype
 from qwen_vl_lora.model.parent import ParentAdapter, find_parent
 from qwen_vl_lora.parameters import Parameters
+from qwen_vl_lora.runs.surroundings import ARITHMETIC
 from qwen_vl_lora.samples.workspace import Workspace
 from qwen_vl_lora.training.checkpoints import TrainingJob, find_checkpoint
 from qwen_vl_lora.training.data import EncodedData, TrainingData, encode_data
@@ -108,6 +109,7 @@ def job_inputs(
 ) -> dict[str, Any]:
     """All inputs that determine the adapter's bits. An unfinished run resumes only if all of them are equal."""
     return {
+        "arithmetic": ARITHMETIC,
         "base_model": base_model.fingerprint,
         "train_conversations": data.train.sha256,
         "validation_conversations": data.validation.sha256,

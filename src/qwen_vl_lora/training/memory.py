@@ -57,7 +57,7 @@ from qwen_vl_lora.faults import is_out_of_memory, machine_fault, shown_bytes
 from qwen_vl_lora.model.chat import EncodedConversation
 from qwen_vl_lora.model.geometry import Geometry
 from qwen_vl_lora.parameters import Parameters
-from qwen_vl_lora.training.rows import Row, longest, plan_passes
+from qwen_vl_lora.training.rows import Row, fullest_pass, longest
 
 CONTEXT_BYTES = 600 * 2**20
 """Memory of CUDA's context and libraries, which torch does not count."""
@@ -276,9 +276,7 @@ def largest_pass(
     batch_size: int,
 ) -> PassShape:
     """The largest forward pass of a step with the longest conversations."""
-    tried = longest(conversations, captions_per_step)
-    shapes = [PassShape.of_rows(forward) for forward in plan_passes(tried, rows, batch_size)]
-    return max(shapes, key=lambda shape: (shape.tokens, shape.scored))
+    return PassShape.of_rows(fullest_pass(longest(conversations, captions_per_step), rows, batch_size))
 
 
 def changes(model: MemoryModel, shape_of: Callable[[int], PassShape], batch_size: int, per_step: int) -> list[Change]:

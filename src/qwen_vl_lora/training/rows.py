@@ -71,7 +71,7 @@ def _split(group: list[EncodedConversation], max_tokens: int) -> Iterator[Row]:
 
 
 def pack_rows(rows: Sequence[Row], max_rows: int, max_tokens: int) -> list[list[Row]]:
-    """Divide the rows of a step into forward passes of rows with similar length.
+    """Divide the rows of a step into as few forward passes as possible, and among these ways with the least padding.
 
     The loss of a step is one sum over its answer tokens, so the division changes neither loss nor gradients.
 
@@ -80,14 +80,21 @@ def pack_rows(rows: Sequence[Row], max_rows: int, max_tokens: int) -> list[list[
         max_rows: rows of one forward pass.
         max_tokens: tokens of one forward pass, padding included; a longer row gets a pass of its own.
     """
+    rows = sorted(rows, key=lambda row: row.length, reverse=True)
+    # For the longest rows up to each: passes, tokens, and where the last pass begins. Its first row is its longest.
+    best = [(0, 0, 0)]
+    for end in range(1, len(rows) + 1):
+        ways = []
+        for start in range(max(0, end - max_rows), end):
+            tokens = (end - start) * rows[start].length
+            if tokens <= max_tokens or end - start == 1:
+                ways.append((best[start][0] + 1, best[start][1] + tokens, start))
+        best.append(min(ways))
     passes: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: row.length, reverse=True):
-        current = passes[-1] if passes else []
-        fits = len(current) < max_rows and current and (len(current) + 1) * current[0].length <= max_tokens
-        if fits:
-            current.append(row)
-        else:
-            passes.append([row])
+    end = len(rows)
+    while end:
+        passes.insert(0, list(rows[best[end][2] : end]))
+        end = best[end][2]
     return passes
 
 
@@ -100,8 +107,24 @@ def plan_passes(
     """
     if not conversations:
         return []
-    max_tokens = batch_size * max(len(conversation.ids) for conversation in conversations)
+    max_tokens = most_tokens(conversations, batch_size)
     return pack_rows(group_rows(conversations, rows, max_tokens), batch_size, max_tokens)
+
+
+def most_tokens(conversations: Sequence[EncodedConversation], batch_size: int) -> int:
+    """Tokens that a forward pass of these conversations has at most."""
+    return batch_size * max(len(conversation.ids) for conversation in conversations)
+
+
+def fullest_pass(
+    conversations: Sequence[EncodedConversation], rows: Literal["shared", "separate"], batch_size: int
+) -> list[Row]:
+    """Rows of these conversations that fill a forward pass: none of `plan_passes` has more tokens."""
+    max_tokens = most_tokens(conversations, batch_size)
+    grouped = sorted(group_rows(conversations, rows, max_tokens), key=lambda row: row.length, reverse=True)
+    counts = [max(1, min(batch_size, max_tokens // row.length)) for row in grouped]
+    passes = [grouped[start : start + count] for start, count in enumerate(counts)]
+    return max(passes, key=lambda rows: len(rows) * rows[0].length)
 
 
 class StepSampler:
