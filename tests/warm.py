@@ -169,7 +169,8 @@ def run(command: Sequence[str], *, cwd, env=None, timeout: float = 240, **stream
 def _parent(env: Mapping[str, str]) -> Path:
     """The socket of a parent whose imports saw what this environment says of them; started by whoever asks first."""
     everything = not any(name.startswith("HF_") for name in env)
-    read = {name: env[name] for name in env.keys() - set(SET_AT_IMPORT) if name.startswith(READ_AT_IMPORT)}
+    own = {*SET_AT_IMPORT, "PYTHONPATH"}
+    read = {name: env[name] for name in env.keys() - own if name.startswith(READ_AT_IMPORT)}
     key = hashlib.sha256(json.dumps([everything, read], sort_keys=True).encode()).hexdigest()[:8]
     folder = Path(os.environ[FOLDER])
     place = folder / key
@@ -177,7 +178,7 @@ def _parent(env: Mapping[str, str]) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not place.exists():
             names = (LIBRARIES + HUGGING_FACE * everything).split()
-            plain = {name: value for name, value in env.items() if not name.startswith("HF_")}
+            plain = {name: value for name, value in env.items() if not name.startswith("HF_") and name != "PYTHONPATH"}
             plain["OMP_WAIT_POLICY"] = "PASSIVE"  # as settings.py sets it before torch is imported
             with (folder / f"{key}.log").open("w") as log:
                 parent = subprocess.Popen(
@@ -290,6 +291,7 @@ def begin(command: list[str], cwd: str, env: dict[str, str]) -> None:
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     numpy.random.seed()  # a new process begins with a state of its own
+    sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     importlib.invalidate_caches()
     os._exit(_exit_code(command))
 
