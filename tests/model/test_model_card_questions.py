@@ -38,6 +38,16 @@ def test_one_question_is_asked_with_the_picture_where_it_was(tmp_path):
     )
 
 
+def test_a_question_about_two_pictures_is_asked_with_two(tmp_path):
+    card, messages = messages_of(
+        tmp_path, {"user": "<image>Left, and <image>right?", "system": None, "override": False}
+    )
+    picture, text = {"type": "image"}, [{"type": "text", "text": text} for text in ("Left, and ", "right?")]
+    assert messages == repr([{"role": "user", "content": [picture, text[0], picture, text[1]]}])
+    assert "for file in ['picture_1.jpg', 'picture_2.jpg']]" in card
+    assert "images=pictures," in card
+
+
 def test_several_questions_are_listed_and_none_is_asked(tmp_path):
     questions = [{"text": "How many?", "samples": 20}, {"text": "Where?", "samples": 10}]
     prompt = {"user": None, "system": None, "override": False, "questions": questions, "other_questions": 4}

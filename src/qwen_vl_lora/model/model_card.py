@@ -17,6 +17,7 @@ from qwen_vl_lora.pages.language import CHINESE, ENGLISH, Language
 from qwen_vl_lora.runs.storage import write_whole
 from qwen_vl_lora.samples.conversations import Part, TextPart, ask_about
 from qwen_vl_lora.samples.prompts import TrainedPrompt
+from qwen_vl_lora.samples.records import IMAGE_SLOT
 
 CARD_FILE = "README.md"
 
@@ -234,9 +235,9 @@ def _use(record: Mapping[str, Any], kind: str, language: Language, *, thinks: bo
         assert asked is not None
     else:
         which = language(f"card_ask_as_trained{merged}")
-    messages = [
-        {"role": role, "content": [_content(part) for part in parts]} for role, parts in ask_about("x", asked).turns
-    ]
+    pictures = max(1, asked.user.count(IMAGE_SLOT))
+    turns = ask_about("x", asked, pictures).turns
+    messages = [{"role": role, "content": [_content(part) for part in parts]} for role, parts in turns]
     base = base_hub_id(record["base_model"]) or record["base_model"]["name"]
     generated = "" if kind == "merged" else ", ".join(["", *_greedy(record)])
     return f"""{which}
@@ -246,11 +247,21 @@ from qwen_vl_utils import fetch_image
 {_LOADS[kind].format(base=base)}
 messages = {messages!r}
 text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True{thinking})
-picture = fetch_image({{"image": "picture.jpg", **{sizes!r}}}, image_patch_size=processor.image_processor.patch_size)
-inputs = processor(text=[text], images=[picture], do_resize=False, return_tensors="pt").to(model.device)
+{_fetched(pictures, sizes)}, do_resize=False, return_tensors="pt").to(model.device)
 ids = model.generate(**inputs{generated})[:, inputs["input_ids"].shape[1] :]
 print(processor.batch_decode(ids, skip_special_tokens=True)[0])
 ```"""
+
+
+def _fetched(pictures: int, sizes: Mapping[str, Any]) -> str:
+    """Lines that read one picture, or several, and begin to make the model's inputs."""
+    patch = "image_patch_size=processor.image_processor.patch_size"
+    if pictures == 1:
+        return f"""picture = fetch_image({{"image": "picture.jpg", **{sizes!r}}}, {patch})
+inputs = processor(text=[text], images=[picture]"""
+    files = [f"picture_{number}.jpg" for number in range(1, pictures + 1)]
+    return f"""pictures = [fetch_image({{"image": file, **{sizes!r}}}, {patch}) for file in {files!r}]
+inputs = processor(text=[text], images=pictures"""
 
 
 def _greedy(record: Mapping[str, Any]) -> list[str]:

@@ -212,14 +212,17 @@ def parse_conversation(record: Any) -> Conversation:
     return Conversation(record_id, turns, frozenset(unscored))
 
 
-def ask_about(path: str, prompt: PromptParameters) -> Conversation:
-    """Return the turns before the answer that `build_conversations` and `parse_conversation` give for one picture.
+def ask_about(path: str, prompt: PromptParameters, pictures: int = 1) -> Conversation:
+    """Return the turns before the answer that `build_conversations` and `parse_conversation` give for a picture.
+
+    Args:
+        pictures: how often it is shown.
 
     Raises:
-        DataFormatError: when the prompt contains a marker or another reserved text, or places for several pictures.
+        DataFormatError: when the prompt contains a marker or another reserved text, or places for other pictures.
     """
     asked = [] if prompt.system is None else [{"from": "system", "value": prompt.system}]
-    asked.append({"from": "user", "value": _question(prompt, [image_marker(path)])})
+    asked.append({"from": "user", "value": _question(prompt, [image_marker(path)] * pictures)})
     return Conversation(path, tuple(_parse_message(path, message) for message in asked))
 
 
