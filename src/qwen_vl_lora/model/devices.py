@@ -32,8 +32,9 @@ def wait_passively() -> None:
     In a busy loop they are several times slower where other work shares the cores.
     """
     global _waiting_is_ours
-    _waiting_is_ours = _WAIT_POLICY not in os.environ
-    os.environ.setdefault(_WAIT_POLICY, "PASSIVE")
+    if _WAIT_POLICY not in os.environ:
+        os.environ[_WAIT_POLICY] = "PASSIVE"
+        _waiting_is_ours = True
 
 
 def wait_as_suits_the_cores() -> None:

@@ -49,21 +49,21 @@ def check_run(pipeline: Pipeline, catalog: CatalogProtocol, settings: Parameters
     if computes and not _only_asks_servers(pipeline, settings):
         wait_as_suits_the_cores()
         _check_computing(settings)
-    local: list[str] = []
-    remote: list[str] = []
-    for name in sorted(name for name in inputs if not name.startswith("params:") and name != "parameters"):
-        dataset: Any = catalog.get(name)
-        needs_network = hasattr(dataset, "needs_network") and dataset.needs_network()
-        (remote if needs_network else local).append(name)
-    for name in local:
-        if name != BASE:
-            _check_input(name, catalog.get(name))
+    datasets: dict[str, Any] = {
+        name: catalog.get(name) for name in sorted(inputs) if not name.startswith("params:") and name != "parameters"
+    }
+    remote = [
+        name for name, dataset in datasets.items() if hasattr(dataset, "needs_network") and dataset.needs_network()
+    ]
+    for name, dataset in datasets.items():
+        if name != BASE and name not in remote:
+            _check_input(name, dataset)
     if SOURCE in inputs:
         _check_source(catalog, settings)
     if trains:
         _check_training(settings)
-    if BASE in local:
-        _check_input(BASE, catalog.get(BASE))
+    if BASE in datasets and BASE not in remote:
+        _check_input(BASE, datasets[BASE])
     if computes or SOURCE in inputs:
         _check_sizes(catalog, inputs, settings.image, trains=trains)
     if trains:
@@ -80,7 +80,7 @@ def check_run(pipeline: Pipeline, catalog: CatalogProtocol, settings: Parameters
     if (computes or SOURCE in inputs) and settings.cluster.address is not None:
         _check_cluster(catalog, settings, inputs)
     for name in remote:
-        _check_input(name, catalog.get(name))
+        _check_input(name, datasets[name])
 
 
 def _only_asks_servers(pipeline: Pipeline, settings: Parameters) -> bool:
